@@ -124,3 +124,6 @@ func parse128(noun, s string, dst []byte) error {
 	}
 	return nil
 }
+
+// ParseChainID reads what ChainID.String printed.
+func ParseChainID(s string) (id ChainID, err error) { return id, parse128("chain", s, id[:]) }

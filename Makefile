@@ -1,0 +1,59 @@
+# The commands of the project. Only `test`, `build` and `fuzz` are needed to
+# use it: they take Go and git. `check` is what a change must pass; it runs
+# pinned tools (tools/go.mod) and the race detector, which wants a C compiler.
+
+FUZZTIME  ?= 10s
+BENCHTIME ?= 1s
+BENCH     ?= .
+TIMEOUT   ?= 15m
+
+tool = go tool -modfile=tools/go.mod
+
+.PHONY: test check build bench fuzz fmt format-check vet lint dead tidy-check race clean
+
+test:
+	go test -timeout $(TIMEOUT) ./...
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/snapferry ./cmd/snapferry
+
+# Layering is a test: ./internal/layering.
+check: format-check vet lint dead tidy-check race
+
+fmt:
+	$(tool) gofumpt -w .
+
+format-check:
+	@out=$$($(tool) gofumpt -l .) || exit 1; \
+	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+
+vet:
+	go vet ./...
+
+lint:
+	$(tool) staticcheck ./...
+
+dead:
+	@out=$$($(tool) deadcode -test ./...) || exit 1; \
+	if [ -n "$$out" ]; then echo "never called:"; echo "$$out"; exit 1; fi
+
+tidy-check:
+	go mod tidy -diff
+
+race:
+	go test -race -shuffle=on -timeout $(TIMEOUT) ./...
+
+bench:
+	go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m ./...
+
+# Every fuzz target of the module, one after the other, each for FUZZTIME.
+fuzz:
+	@grep -rE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*\(' . \
+	| sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z0-9_]*)\(.*|\1 \2|' | sort -u \
+	| { set -e; while read -r dir name; do \
+		echo "fuzz $$dir $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+	done; }
+
+clean:
+	rm -rf bin

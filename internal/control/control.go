@@ -1,0 +1,178 @@
+// Package control is the use cases of a region, one method each: what the
+// dialects, the console and the command line call. A mutation is checked, then
+// made in one metadata transaction, and answered; what takes long is a job.
+//
+// Every method acts for an account and sees only what that account owns; what
+// belongs to another is not found.
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// Config is what a region is made of.
+type Config struct {
+	Name   snapferry.RegionName
+	DB     *meta.DB
+	Bucket *blob.Bucket
+	Vault  *vault.Vault
+	Jobs   *job.Queue
+	// Peers are the other regions, each on behalf of an account by name.
+	Peers   map[snapferry.RegionName]func(account string) transfer.Remote
+	Version string       // of the program
+	Log     *slog.Logger // nil for none
+}
+
+// Region is one region's control plane. It is safe for concurrent use.
+type Region struct {
+	name    snapferry.RegionName
+	db      *meta.DB
+	bucket  *blob.Bucket
+	vault   *vault.Vault
+	jobs    *job.Queue
+	peers   map[snapferry.RegionName]func(string) transfer.Remote
+	version string
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
+	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
+}
+
+// New returns a region's control plane; Run sets its jobs to work.
+func New(c Config) *Region {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Region{
+		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log,
+		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
+	}
+}
+
+// The kinds of jobs.
+const (
+	jobImport  = "import"
+	jobCopy    = "copy"
+	jobDiscard = "discard"
+)
+
+// Run works on the region's jobs until ctx ends.
+func (r *Region) Run(ctx context.Context) error {
+	return r.jobs.Start(ctx, map[string]job.Handler{
+		jobImport:  r.runImport,
+		jobCopy:    r.runCopy,
+		jobDiscard: r.runDiscard,
+	})
+}
+
+// Name returns the region's name.
+func (r *Region) Name() snapferry.RegionName { return r.name }
+
+// Peers returns the names of the regions this one knows, sorted.
+func (r *Region) Peers() (names []snapferry.RegionName) {
+	for n := range r.peers {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// HashToken is how a bearer token is kept: its SHA-256 in hexadecimal. Tokens
+// are random and long, so a plain hash is enough.
+func HashToken(token string) string {
+	h := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(h[:])
+}
+
+// Authenticate returns the account of a bearer token; Denied when there is
+// none.
+func (r *Region) Authenticate(ctx context.Context, token string) (snapferry.Account, error) {
+	var a meta.Account
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		a, err = tx.AccountByToken(HashToken(token))
+		return err
+	})
+	if token == "" || snapferry.IsKind(err, snapferry.NotFound) {
+		return snapferry.Account{}, snapferry.Errorf(snapferry.Denied, "the token is not that of an account of region %s", r.name).
+			WithHint("check the account's token for this region in the client's configuration")
+	}
+	return a.Account, err
+}
+
+// running is what an operation that runs in this process shows of itself.
+type running struct {
+	disk    vault.Disk // of an import
+	close   func()     // gives the disk back
+	started time.Time
+	total   int64
+	done    func() int64 // never goes back
+	counts  func() snapferry.Counts
+
+	mu   sync.Mutex
+	rate rate
+}
+
+// rate is a moving average of bytes per second.
+type rate struct {
+	at    time.Time
+	bytes int64
+	value float64
+}
+
+const rateWindow = 2 * time.Second
+
+func (x *running) show() *snapferry.Progress {
+	p := &snapferry.Progress{Total: x.total, Done: x.done(), Started: x.started}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	if x.rate.at.IsZero() {
+		x.rate.at, x.rate.value = x.started, 0
+	}
+	if d := now.Sub(x.rate.at); d >= rateWindow/4 {
+		v := float64(p.Done-x.rate.bytes) / d.Seconds()
+		if w := min(d.Seconds()/rateWindow.Seconds(), 1); x.rate.value > 0 {
+			v = x.rate.value*(1-w) + v*w
+		}
+		x.rate = rate{at: now, bytes: p.Done, value: v}
+	}
+	p.Rate = x.rate.value
+	return p
+}
+
+func (r *Region) setRunning(id snapferry.SnapshotID, x *running) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if x == nil {
+		delete(r.progress, id)
+	} else {
+		r.progress[id] = x
+	}
+}
+
+// audit adds a line of who did what to the transaction.
+func audit(tx *meta.Tx, account snapferry.AccountID, action string, subject, detail string) error {
+	return tx.AddAudit(meta.Audit{At: time.Now(), Account: account, Action: action, Subject: subject, Detail: detail})
+}
+
+// meter adds a metered fact to the transaction.
+func meter(tx *meta.Tx, account snapferry.AccountID, kind string, subject snapferry.SnapshotID, bytes int64) error {
+	if bytes == 0 {
+		return nil
+	}
+	return tx.AddUsage(meta.Usage{Account: account, Kind: kind, Subject: string(subject), Bytes: bytes, At: time.Now()})
+}

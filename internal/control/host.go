@@ -1,0 +1,312 @@
+package control
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// Host is what this region offers to other regions. The caller's region is
+// proven by its certificate; the rights of the account it names are checked
+// here.
+type Host struct{ *Region }
+
+var _ transfer.Host = Host{}
+
+// account returns the account that a caller acts for.
+func (h Host) account(tx *meta.Tx, c transfer.Caller) (snapferry.AccountID, error) {
+	if c.Region != h.name && h.peers[c.Region] == nil {
+		return "", snapferry.Errorf(snapferry.Denied, "region %s does not know region %s", h.name, c.Region).
+			WithHint("add %s to the peers in the configuration of %s", c.Region, h.name)
+	}
+	all, err := tx.Accounts()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range all {
+		if a.Name == c.Account {
+			return a.ID, nil
+		}
+	}
+	return "", snapferry.Errorf(snapferry.Denied, "region %s has no account %q", h.name, c.Account)
+}
+
+// Hello says who this is.
+func (h Host) Hello(ctx context.Context, c transfer.Caller) (x transfer.Hello, err error) {
+	err = h.db.View(ctx, func(tx *meta.Tx) error {
+		region, err := tx.Region()
+		x = transfer.Hello{Region: h.name, Version: h.version, Incarnation: region.Incarnation}
+		return err
+	})
+	return x, err
+}
+
+// Describe says what a copy must know of a ready snapshot of the account.
+func (h Host) Describe(ctx context.Context, c transfer.Caller, id snapferry.SnapshotID) (d transfer.Description, err error) {
+	var s meta.Snapshot
+	err = h.db.View(ctx, func(tx *meta.Tx) error {
+		account, err := h.account(tx, c)
+		if err != nil {
+			return err
+		}
+		if s, err = own(tx, account, id); err != nil {
+			return err
+		}
+		if s.State == snapferry.SnapshotDeleting {
+			// A pinned source that is being deleted still serves its copies.
+			s.State = snapferry.SnapshotReady
+		}
+		if err := checkReady(s); err != nil {
+			return err
+		}
+		v, err := tx.Version(s.Version)
+		if err != nil {
+			return err
+		}
+		d = transfer.Description{Snapshot: s.ID, Name: s.Name, Created: s.Created, Volume: s.Volume, VolumeID: s.VolumeID, Chain: v.Chain}
+		d.Lineage, err = lineage(tx, v)
+		return err
+	})
+	if err != nil {
+		return d, err
+	}
+	m, err := h.vault.MapOf(ctx, s.Version)
+	if err != nil {
+		return d, err
+	}
+	d.Info = transfer.Info{Size: m.Size, Digest: s.Digest, Root: m.Root, Present: int64(m.Blocks()) * snapferry.BlockSize}
+	return d, nil
+}
+
+// lineage returns the digests of the ancestors of a version, nearest first.
+func lineage(tx *meta.Tx, v meta.Version) (ds []digest.Digest, err error) {
+	for !v.Parent.IsZero() && len(ds) < transfer.MaxLineage {
+		if v, err = tx.Version(v.Parent); err != nil {
+			return nil, err
+		}
+		ds = append(ds, v.Digest)
+	}
+	return ds, nil
+}
+
+// Pin keeps a ready snapshot until the copy that asks releases it. It is
+// idempotent by region, incarnation and copy.
+func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (transfer.Handle, error) {
+	if _, err := snapferry.ParseCopyID(string(p.Copy)); err != nil {
+		return transfer.Handle{}, err
+	}
+	var s meta.Snapshot
+	err := h.db.View(ctx, func(tx *meta.Tx) error {
+		account, err := h.account(tx, c)
+		if err != nil {
+			return err
+		}
+		if s, err = own(tx, account, p.Snapshot); err != nil {
+			return err
+		}
+		return checkReady(s)
+	})
+	if err != nil {
+		return transfer.Handle{}, err
+	}
+	// The pin's id is a function of what makes it one, so that the hold in the
+	// version record is the same when the request is repeated.
+	id := "pin-" + HashToken(string(c.Region) + "\x00" + string(p.Copy))[:32]
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: time.Now()}
+	err = h.vault.Hold(ctx, hold, func(tx *meta.Tx) error {
+		_, err := tx.InsertPin(meta.Pin{
+			ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now(),
+		})
+		return err
+	})
+	return transfer.Handle{Pin: id, Snapshot: s.ID}, err
+}
+
+// pinned returns the pin of a handle, which must be the caller's.
+func (h Host) pinned(tx *meta.Tx, c transfer.Caller, x transfer.Handle) (meta.Pin, error) {
+	p, err := tx.Pin(x.Pin)
+	if snapferry.IsKind(err, snapferry.NotFound) || err == nil && p.Region != c.Region {
+		return p, snapferry.Errorf(snapferry.NotFound, "region %s has no pin %q of region %s", h.name, x.Pin, c.Region)
+	}
+	return p, err
+}
+
+// Release ends a pin. If its snapshot was deleted meanwhile and this was the
+// last pin, the deletion takes effect.
+func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle) error {
+	var p meta.Pin
+	err := h.db.View(ctx, func(tx *meta.Tx) (err error) {
+		p, err = h.pinned(tx, c, x)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	hold := meta.Hold{Version: p.Version, Kind: vault.HoldPin, Owner: p.ID}
+	if err := h.vault.Release(ctx, hold, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) }); err != nil {
+		return err
+	}
+	return h.finishDelete(ctx, p.Snapshot)
+}
+
+// finishDelete makes a deletion that waited for pins take effect.
+func (h Host) finishDelete(ctx context.Context, id snapferry.SnapshotID) error {
+	var s meta.Snapshot
+	var pins []meta.Pin
+	err := h.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if s, err = tx.Snapshot(id); err != nil {
+			return err
+		}
+		pins, err = tx.PinsOf(id)
+		return err
+	})
+	if err != nil || s.State != snapferry.SnapshotDeleting || s.Version.IsZero() || len(pins) > 0 {
+		return err
+	}
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id)}
+	return h.vault.Release(ctx, hold, func(tx *meta.Tx) error { return forget(tx, s.Account, id) })
+}
+
+// Source gives the nodes and blocks of a pinned snapshot, or, for planning, of
+// a ready one of the account.
+func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) (transfer.Source, error) {
+	var version snapferry.VersionID
+	err := h.db.View(ctx, func(tx *meta.Tx) error {
+		account, err := h.account(tx, c)
+		if err != nil {
+			return err
+		}
+		if x.Pin != "" {
+			p, err := h.pinned(tx, c, x)
+			if err != nil {
+				return err
+			}
+			s, err := tx.Snapshot(p.Snapshot)
+			if err == nil && s.Account != account {
+				err = snapferry.Errorf(snapferry.NotFound, "region %s has no pin %q of account %q", h.name, x.Pin, c.Account)
+			}
+			version = p.Version
+			return err
+		}
+		s, err := own(tx, account, x.Snapshot)
+		if err == nil {
+			err = checkReady(s)
+		}
+		version = s.Version
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	m, err := h.vault.MapOf(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	return &versionSource{vault: h.vault, m: m}, nil
+}
+
+// versionSource is a sealed version as the copy engine reads it.
+type versionSource struct {
+	vault *vault.Vault
+	m     blockmap.Map
+}
+
+func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	for _, p := range at {
+		n, err := s.m.At(ctx, p)
+		if err != nil {
+			return err
+		}
+		if n == nil {
+			return snapferry.Errorf(snapferry.NotFound, "the snapshot has no node of level %d, index %d", p.Level, p.Index)
+		}
+		if err := fn(p, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *versionSource) Blocks(_ context.Context, want []transfer.Want) (transfer.Frames, error) {
+	return &versionFrames{source: s, reader: s.vault.NewFrameReader(), want: want}, nil
+}
+
+type versionFrames struct {
+	source *versionSource
+	reader *vault.FrameReader
+	want   []transfer.Want
+	frames []vault.Frame
+}
+
+func (f *versionFrames) Next() (transfer.Frame, error) {
+	for len(f.frames) == 0 {
+		if len(f.want) == 0 {
+			return transfer.Frame{}, io.EOF
+		}
+		w := f.want[0]
+		f.want = f.want[1:]
+		var err error
+		if f.frames, err = f.reader.Read(context.Background(), f.source.m, w.Leaf, w.Blocks); err != nil {
+			return transfer.Frame{}, err
+		}
+	}
+	x := f.frames[0]
+	f.frames = f.frames[1:]
+	return transfer.Frame(x), nil
+}
+
+func (f *versionFrames) Close() error { return nil }
+
+// local is this region as a copy inside it sees it.
+type local struct {
+	region *Region
+	caller transfer.Caller
+}
+
+func (l *local) host() Host { return Host{l.region} }
+
+func (l *local) Hello(ctx context.Context) (transfer.Hello, error) {
+	return l.host().Hello(ctx, l.caller)
+}
+
+func (l *local) Describe(ctx context.Context, id snapferry.SnapshotID) (transfer.Description, error) {
+	return l.host().Describe(ctx, l.caller, id)
+}
+
+func (l *local) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error) {
+	return l.host().Pin(ctx, l.caller, p)
+}
+
+func (l *local) Release(ctx context.Context, h transfer.Handle) error {
+	return l.host().Release(ctx, l.caller, h)
+}
+
+func (l *local) Source(h transfer.Handle) transfer.Source { return &localSource{l, h} }
+
+type localSource struct {
+	local  *local
+	handle transfer.Handle
+}
+
+func (s *localSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	src, err := s.local.host().Source(ctx, s.local.caller, s.handle)
+	if err != nil {
+		return err
+	}
+	return src.Nodes(ctx, at, fn)
+}
+
+func (s *localSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	src, err := s.local.host().Source(ctx, s.local.caller, s.handle)
+	if err != nil {
+		return nil, err
+	}
+	return src.Blocks(ctx, want)
+}

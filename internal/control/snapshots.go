@@ -1,0 +1,300 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/extent"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// own returns a snapshot of the account; one of another account, or one that
+// was deleted, is not found.
+func own(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) (meta.Snapshot, error) {
+	if _, err := snapferry.ParseSnapshotID(string(id)); err != nil {
+		return meta.Snapshot{}, err
+	}
+	s, err := tx.Snapshot(id)
+	if err == nil && s.Account == account && (s.Deleted.IsZero() || s.State == snapferry.SnapshotDeleting && !s.Version.IsZero()) {
+		return s, nil
+	}
+	if err == nil || snapferry.IsKind(err, snapferry.NotFound) {
+		err = snapferry.Errorf(snapferry.NotFound, "there is no snapshot %s", id).WithHint("list what there is with: snapferry snapshot list")
+	}
+	return meta.Snapshot{}, err
+}
+
+// Snapshot returns a snapshot, with its progress while it is being made.
+func (r *Region) Snapshot(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (snapferry.Snapshot, error) {
+	var s meta.Snapshot
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		s, err = own(tx, account, id)
+		return err
+	})
+	return r.shown(s), err
+}
+
+// shown is a snapshot as users see it.
+func (r *Region) shown(s meta.Snapshot) snapferry.Snapshot {
+	out := s.Snapshot
+	out.Region = r.name
+	if s.State.Settled() {
+		return out
+	}
+	r.mu.Lock()
+	x := r.progress[s.ID]
+	r.mu.Unlock()
+	if x != nil {
+		out.Progress, out.Counts = x.show(), x.counts()
+	}
+	return out
+}
+
+// Filter says which snapshots to list; zero fields do not filter.
+type Filter struct {
+	Volume string
+	State  snapferry.SnapshotState
+	Limit  int
+	After  snapferry.SnapshotID // those that follow this one
+}
+
+// Snapshots lists the account's snapshots, newest first.
+func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f Filter) ([]snapferry.Snapshot, error) {
+	var rows []meta.Snapshot
+	err := r.db.View(ctx, func(tx *meta.Tx) error {
+		mf := meta.SnapshotFilter{Volume: f.Volume, State: f.State, Limit: f.Limit}
+		if f.After != "" {
+			after, err := own(tx, account, f.After)
+			if err != nil {
+				return err
+			}
+			mf.After = meta.Cursor{Created: after.Created, ID: after.ID}
+		}
+		var err error
+		rows, err = tx.Snapshots(account, mf)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]snapferry.Snapshot, 0, len(rows))
+	for _, s := range rows {
+		if s.Deleted.IsZero() || !s.Version.IsZero() && s.State == snapferry.SnapshotDeleting {
+			out = append(out, r.shown(s))
+		}
+	}
+	return out, nil
+}
+
+// progressTick is how often a wait looks at progress that is not in the
+// metadata.
+const progressTick = 200 * time.Millisecond
+
+// Wait returns the snapshot when it has settled, when its progress has gone
+// beyond done bytes, or when ctx or the limit ends, whichever comes first.
+func (r *Region) Wait(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID, done int64, limit time.Duration) (snapferry.Snapshot, error) {
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	tick := time.NewTicker(progressTick)
+	defer tick.Stop()
+	for {
+		changed := r.db.Changed()
+		s, err := r.Snapshot(ctx, account, id)
+		if err != nil || s.State.Settled() || done >= 0 && s.Progress != nil && s.Progress.Done > done {
+			return s, err
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-end.C:
+			return s, nil
+		case <-ctx.Done():
+			return s, nil
+		}
+	}
+}
+
+// Delete deletes a snapshot; while it is being copied here that cancels the
+// copy. The answer comes at once; what only this snapshot held is freed later,
+// and not before the last region that pinned it has released it.
+func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	var s meta.Snapshot
+	var pins []meta.Pin
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if s, err = own(tx, account, id); err != nil {
+			return err
+		}
+		pins, err = tx.PinsOf(id)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case s.State == snapferry.SnapshotDeleting:
+		return nil
+	case !s.State.Settled():
+		return r.discard(ctx, s)
+	case s.Version.IsZero():
+		return r.db.Update(ctx, func(tx *meta.Tx) error { return forget(tx, account, id) })
+	case len(pins) > 0:
+		return r.db.Update(ctx, func(tx *meta.Tx) error { return markDeleting(tx, account, id) })
+	}
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id)}
+	return r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
+		// A pin may have come meanwhile; then the deletion waits for it.
+		if pins, err := tx.PinsOf(id); err != nil {
+			return err
+		} else if len(pins) > 0 {
+			return snapferry.Errorf(snapferry.Conflict, "snapshot %s was pinned by another region just now", id).WithHint("delete it again")
+		}
+		return forget(tx, account, id)
+	})
+}
+
+func markDeleting(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	s, err := own(tx, account, id)
+	if err != nil {
+		return err
+	}
+	s.State, s.Deleted = snapferry.SnapshotDeleting, time.Now()
+	if err := tx.UpdateSnapshot(s); err != nil {
+		return err
+	}
+	return audit(tx, account, "DeleteSnapshot", string(id), "")
+}
+
+// forget makes a snapshot invisible for ever; its row stays for the record.
+func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	s, err := tx.Snapshot(id)
+	if err != nil {
+		return err
+	}
+	marked := s.State == snapferry.SnapshotDeleting
+	s.State, s.Deleted, s.Version = snapferry.SnapshotDeleting, time.Now(), snapferry.VersionID{}
+	if err := tx.UpdateSnapshot(s); err != nil || marked {
+		return err
+	}
+	return audit(tx, account, "DeleteSnapshot", string(id), "")
+}
+
+// discard ends the making of a snapshot: it is gone for its owner at once, a
+// job clears up.
+func (r *Region) discard(ctx context.Context, s meta.Snapshot) error {
+	return r.db.Update(ctx, func(tx *meta.Tx) error {
+		now, err := own(tx, s.Account, s.ID)
+		if err != nil {
+			return err
+		}
+		if now.State.Settled() {
+			return snapferry.Errorf(snapferry.Conflict, "snapshot %s has become %s meanwhile", s.ID, now.State).WithHint("delete it again")
+		}
+		version := now.Version
+		if err := forget(tx, s.Account, s.ID); err != nil {
+			return err
+		}
+		if now.Copy != "" {
+			c, err := tx.Copy(now.Copy)
+			if err != nil {
+				return err
+			}
+			c.State, c.Reason, c.Finished = snapferry.CopyCancelled, "the snapshot was deleted while it was being copied", time.Now()
+			if err := tx.UpdateCopy(c); err != nil {
+				return err
+			}
+		}
+		if err := cancelJobs(tx, string(s.ID)); err != nil {
+			return err
+		}
+		return enqueueDiscard(tx, s.Account, discardPayload{Snapshot: s.ID, Version: version.String(), Copy: now.Copy})
+	})
+}
+
+// cancelJobs ends the jobs about a subject that have not ended.
+func cancelJobs(tx *meta.Tx, subject string) error {
+	jobs, err := tx.JobsOf(subject)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if j.State.Terminal() || j.Kind == jobDiscard {
+			continue
+		}
+		if _, err := job.Cancel(tx, j.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Diff calls fn with the extents in which b differs from a, ascending. Both
+// must be ready snapshots of the account; their sizes may differ.
+func (r *Region) Diff(ctx context.Context, account snapferry.AccountID, a, b snapferry.SnapshotID, fn func(extent.Extent) error) error {
+	ma, err := r.readyMap(ctx, account, a)
+	if err != nil {
+		return err
+	}
+	mb, err := r.readyMap(ctx, account, b)
+	if err != nil {
+		return err
+	}
+	size := max(ma.Size, mb.Size)
+	var last extent.Extent
+	err = blockmap.Diff(ctx, ma, mb, blockmap.SameDigest, func(leaf uint64, la, lb *blockmap.Node) error {
+		changed := blockmap.Changed(la, lb)
+		for i := range changed.All() {
+			off := int64(leaf)*blockmap.LeafSpan + int64(i)*snapferry.BlockSize
+			e := extent.Extent{Off: off, Len: min(snapferry.BlockSize, size-off)}
+			if last.Len > 0 && last.End() == e.Off {
+				last.Len += e.Len
+				continue
+			}
+			if last.Len > 0 {
+				if err := fn(last); err != nil {
+					return err
+				}
+			}
+			last = e
+		}
+		return nil
+	})
+	if err == nil && last.Len > 0 {
+		err = fn(last)
+	}
+	return err
+}
+
+// readyMap returns the map of a ready snapshot of the account.
+func (r *Region) readyMap(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (blockmap.Map, error) {
+	s, err := r.ready(ctx, account, id)
+	if err != nil {
+		return blockmap.Map{}, err
+	}
+	return r.vault.MapOf(ctx, s.Version)
+}
+
+// ready returns a snapshot that can be read; Conflict when it cannot yet.
+func (r *Region) ready(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (s meta.Snapshot, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		s, err = own(tx, account, id)
+		return err
+	})
+	if err != nil {
+		return s, err
+	}
+	return s, checkReady(s)
+}
+
+func checkReady(s meta.Snapshot) error {
+	if s.State == snapferry.SnapshotReady {
+		return nil
+	}
+	e := snapferry.Errorf(snapferry.Conflict, "snapshot %s is %s, not ready", s.ID, s.State)
+	if !s.State.Settled() {
+		return e.WithHint("wait for it with: snapferry snapshot wait %s", s.ID)
+	}
+	return e
+}

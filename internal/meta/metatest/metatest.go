@@ -1,0 +1,851 @@
+// Package metatest says by tests what metadata must do, whatever engine it
+// lies in.
+package metatest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/meta"
+)
+
+// Place is where metadata lies: empty at first, and there again when it is
+// opened a second time.
+type Place struct {
+	Open  func(t testing.TB, hooks meta.Hooks) (*meta.DB, error)
+	Newer func(t testing.TB) // makes the schema look like that of a newer program
+}
+
+// Run runs the suite; place gives a new place for each test.
+func Run(t *testing.T, place func(t testing.TB) Place) {
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, Place)
+	}{
+		{"Region", testRegion},
+		{"Accounts", testAccounts},
+		{"Chains", testChains},
+		{"Volumes", testVolumes},
+		{"Versions", testVersions},
+		{"Edges", testEdges},
+		{"Holds", testHolds},
+		{"Segments", testSegments},
+		{"SegmentPages", testSegmentPages},
+		{"Checkpoints", testCheckpoints},
+		{"Snapshots", testSnapshots},
+		{"SnapshotList", testSnapshotList},
+		{"Copies", testCopies},
+		{"Pins", testPins},
+		{"Jobs", testJobs},
+		{"CancelJob", testCancelJob},
+		{"Ledger", testLedger},
+		{"Rollback", testRollback},
+		{"ConcurrentUpdates", testConcurrentUpdates},
+		{"ViewIsOneState", testViewIsOneState},
+		{"ViewCannotWrite", testViewCannotWrite},
+		{"Changed", testChanged},
+		{"CutBeforeCommit", testCutBeforeCommit},
+		{"CutAfterCommit", testCutAfterCommit},
+		{"Newer", testNewer},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, place(t)) })
+	}
+}
+
+// Open opens the metadata of a place for the time of the test.
+func (p Place) open(t testing.TB) *meta.DB { return p.hooked(t, meta.Hooks{}) }
+
+func (p Place) hooked(t testing.TB, h meta.Hooks) *meta.DB {
+	t.Helper()
+	db, err := p.Open(t, h)
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func update(t testing.TB, db *meta.DB, fn func(tx *meta.Tx) error) {
+	t.Helper()
+	if err := db.Update(t.Context(), fn); err != nil {
+		t.Fatalf("update: %v", err)
+	}
+}
+
+func view(t testing.TB, db *meta.DB, fn func(tx *meta.Tx) error) {
+	t.Helper()
+	if err := db.View(t.Context(), fn); err != nil {
+		t.Fatalf("view: %v", err)
+	}
+}
+
+func wantKind(t testing.TB, err error, want snapferry.Kind) {
+	t.Helper()
+	if !snapferry.IsKind(err, want) {
+		t.Errorf("got error %v of kind %v, want %v", err, snapferry.KindOf(err), want)
+	}
+}
+
+func same(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("%s: got (+), want (-):\n%s", what, d)
+	}
+}
+
+// read returns the value of a query in a view of its own.
+func read[T any](t testing.TB, db *meta.DB, fn func(tx *meta.Tx) (T, error)) (v T) {
+	t.Helper()
+	view(t, db, func(tx *meta.Tx) (err error) { v, err = fn(tx); return err })
+	return v
+}
+
+func at(second int) time.Time { return time.UnixMilli(1_800_000_000_123 + int64(second)*1000).UTC() }
+
+// World is an account with a chain and a volume, which most rows refer to.
+type World struct {
+	Account meta.Account
+	Chain   meta.Chain
+	Volume  meta.Volume
+}
+
+// NewWorld adds a World to the metadata.
+func NewWorld(t testing.TB, db *meta.DB) World {
+	t.Helper()
+	w := World{Account: meta.Account{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: "world"}, TokenHash: "hash", Created: at(0)}}
+	w.Chain = meta.Chain{ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256, Proven: true, Created: at(0)}
+	w.Volume = meta.Volume{ID: snapferry.NewVolumeID(), Account: w.Account.ID, Name: "disk", Chain: w.Chain.ID, Created: at(0)}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.InsertAccount(w.Account), tx.InsertChain(w.Chain), tx.InsertVolume(w.Volume))
+	})
+	return w
+}
+
+func (w World) version(sequence int) meta.Version {
+	return meta.Version{
+		ID: snapferry.NewVersionID(), Chain: w.Chain.ID, Volume: w.Volume.ID, State: snapferry.VersionOpen, Size: 1 << 20,
+		Algorithm: digest.SHA256, Sequence: int64(sequence), Created: at(sequence),
+	}
+}
+
+func (w World) addVersion(t testing.TB, db *meta.DB, sequence int, parent snapferry.VersionID) meta.Version {
+	t.Helper()
+	v := w.version(sequence)
+	v.Parent = parent
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertVersion(v) })
+	return v
+}
+
+func (w World) snapshot(second int) meta.Snapshot {
+	return meta.Snapshot{VolumeID: w.Volume.ID, Snapshot: snapferry.Snapshot{
+		ID: snapferry.NewSnapshotID(), Account: w.Account.ID, Volume: w.Volume.Name, State: snapferry.SnapshotCreating, Size: 1 << 20, Created: at(second),
+	}}
+}
+
+func testRegion(t *testing.T, p Place) {
+	db := p.open(t)
+	err := db.View(t.Context(), func(tx *meta.Tx) error { _, err := tx.Region(); return err })
+	wantKind(t, err, snapferry.NotFound)
+	r := meta.Region{Name: "east", ID: "r1", Incarnation: 1, SignKey: []byte{1}, LookupKey: []byte{2}, Created: at(0)}
+	for r.Incarnation = 1; r.Incarnation < 4; r.Incarnation++ {
+		update(t, db, func(tx *meta.Tx) error { return tx.PutRegion(r) })
+		same(t, "region", read(t, db, (*meta.Tx).Region), r)
+	}
+}
+
+func testAccounts(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	quiet := meta.Account{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: "quiet"}, Created: at(1)}
+	mute := meta.Account{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: "mute"}, Created: at(2)}
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertAccount(quiet), tx.InsertAccount(mute)) })
+	view(t, db, func(tx *meta.Tx) error {
+		all, err := tx.Accounts()
+		same(t, "accounts", all, []meta.Account{mute, quiet, w.Account})
+		a, err2 := tx.AccountByToken("hash")
+		same(t, "account by token", a, w.Account)
+		b, err3 := tx.Account(quiet.ID)
+		same(t, "account", b, quiet)
+		_, err4 := tx.AccountByToken("")
+		wantKind(t, err4, snapferry.NotFound)
+		return errors.Join(err, err2, err3)
+	})
+	for _, a := range []meta.Account{
+		{Account: snapferry.Account{ID: quiet.ID, Name: "new"}},
+		{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: "quiet"}},
+		{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: "new"}, TokenHash: "hash"},
+	} {
+		wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertAccount(a) }), snapferry.Exists)
+	}
+}
+
+func testChains(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	c := meta.Chain{
+		ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256, WrappedKey: []byte("wrapped"),
+		OriginRegion: "west", OriginChain: snapferry.NewChainID(), Created: at(1),
+	}
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertChain(c) })
+	view(t, db, func(tx *meta.Tx) error {
+		got, err := tx.Chain(w.Chain.ID)
+		same(t, "chain", got, w.Chain)
+		got, err2 := tx.ChainByOrigin(w.Account.ID, "west", c.OriginChain)
+		same(t, "chain by origin", got, c)
+		_, err3 := tx.ChainByOrigin(w.Account.ID, "north", c.OriginChain)
+		wantKind(t, err3, snapferry.NotFound)
+		return errors.Join(err, err2)
+	})
+	c.ID, c.Account = snapferry.NewChainID(), "acct-nobody"
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertChain(c) }), snapferry.Conflict)
+}
+
+func testVolumes(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.Volume
+	v.ID, v.OriginRegion, v.OriginVolume = snapferry.NewVolumeID(), "west", snapferry.NewVolumeID()
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertVolume(v) })
+	view(t, db, func(tx *meta.Tx) error {
+		got, err := tx.Volume(v.ID)
+		same(t, "volume", got, v)
+		got, err2 := tx.VolumeByName(w.Account.ID, "disk")
+		same(t, "volume by name", got, w.Volume)
+		got, err3 := tx.VolumeByOrigin(w.Account.ID, "west", v.OriginVolume)
+		same(t, "volume by origin", got, v)
+		_, err4 := tx.VolumeByName(w.Account.ID, "none")
+		wantKind(t, err4, snapferry.NotFound)
+		return errors.Join(err, err2, err3)
+	})
+	again := w.Volume
+	again.ID = snapferry.NewVolumeID()
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertVolume(again) }), snapferry.Exists)
+}
+
+func testVersions(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	a := w.addVersion(t, db, 1, snapferry.VersionID{})
+	b := w.addVersion(t, db, 2, a.ID)
+	c := w.addVersion(t, db, 3, a.ID)
+	a.State, a.Digest, a.Root, a.Blocks, a.Revision, a.Token, a.Sealed = snapferry.VersionSealed, digest.Digest{1}, []byte("root"), 7, 1, 9, at(9)
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateVersion(a, 0) })
+	a.Edge = 1
+	view(t, db, func(tx *meta.Tx) error {
+		got, err := tx.Version(a.ID)
+		same(t, "version", got, a)
+		list, err2 := tx.Children(a.ID)
+		same(t, "children", list, []meta.Version{b, c})
+		list, err3 := tx.VersionsOf(w.Volume.ID)
+		same(t, "versions of the volume", list, []meta.Version{c, b, a})
+		list, err4 := tx.VersionsIn(w.Chain.ID)
+		same(t, "versions in the chain", list, []meta.Version{a, b, c})
+		list, err5 := tx.OpenVersions()
+		same(t, "open versions", list, []meta.Version{b, c})
+		list, err6 := tx.VersionsByDigest(w.Account.ID, a.Digest)
+		same(t, "versions by digest", list, []meta.Version{a})
+		list, err7 := tx.VersionsByDigest("acct-other", a.Digest)
+		same(t, "versions of another account", list, []meta.Version{})
+		list, err8 := tx.AllVersions()
+		same(t, "all versions", list, []meta.Version{a, b, c})
+		_, err9 := tx.Version(snapferry.VersionID{1})
+		wantKind(t, err9, snapferry.NotFound)
+		return errors.Join(err, err2, err3, err4, err5, err6, err7, err8)
+	})
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteVersion(a.ID) }), snapferry.Conflict)
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.DeleteVersion(c.ID), tx.DeleteVersion(b.ID), tx.DeleteVersion(a.ID))
+	})
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteVersion(a.ID) }), snapferry.NotFound)
+}
+
+func testEdges(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	try := func(state snapferry.VersionState, edge int64) error {
+		v.State = state
+		return db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateVersion(v, edge) })
+	}
+	wantKind(t, try(snapferry.VersionOpen, 1), snapferry.Conflict)
+	wantKind(t, try(snapferry.VersionGhost, 0), snapferry.Conflict)
+	for edge, state := range []snapferry.VersionState{snapferry.VersionOpen, snapferry.VersionSealed, snapferry.VersionSealed, snapferry.VersionGhost} {
+		if err := try(state, int64(edge)); err != nil {
+			t.Fatalf("edge %d to %s: %v", edge, state, err)
+		}
+		wantKind(t, try(state, int64(edge)), snapferry.Conflict)
+	}
+	wantKind(t, try(snapferry.VersionSealed, 4), snapferry.Conflict)
+
+	child := w.version(2)
+	child.Parent = v.ID
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertVersion(child) }), snapferry.Conflict)
+	other := meta.Chain{ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256}
+	child.Chain = other.ID
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error {
+		return errors.Join(tx.InsertChain(other), tx.InsertVersion(child))
+	}), snapferry.Invalid)
+}
+
+func testHolds(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	h := meta.Hold{Version: v.ID, Kind: "snapshot", Owner: "snap-1", Created: at(1)}
+	later := h
+	later.Created = at(2)
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.PutHold(h), tx.PutHold(later)) })
+	same(t, "holds", read(t, db, func(tx *meta.Tx) ([]meta.Hold, error) { return tx.Holds(v.ID) }), []meta.Hold{h})
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteVersion(v.ID) }), snapferry.Conflict)
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.DropHold(v.ID, "snapshot", "snap-1"), tx.DropHold(v.ID, "snapshot", "snap-1"))
+	})
+	same(t, "holds", read(t, db, func(tx *meta.Tx) ([]meta.Hold, error) { return tx.Holds(v.ID) }), []meta.Hold{})
+	for edge, state := range []snapferry.VersionState{snapferry.VersionSealed, snapferry.VersionGhost} {
+		v.State = state
+		update(t, db, func(tx *meta.Tx) error { return tx.UpdateVersion(v, int64(edge)) })
+	}
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.PutHold(h) }), snapferry.Conflict)
+	h.Version = snapferry.VersionID{1}
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.PutHold(h) }), snapferry.NotFound)
+}
+
+func testSegments(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	a, b := snapferry.NewVersionID(), snapferry.NewVersionID()
+	seg := func(v snapferry.VersionID, kind snapferry.FrameKind) meta.Segment {
+		return meta.Segment{ID: snapferry.NewSegmentID(), Chain: w.Chain.ID, Version: v, Kind: kind, State: meta.SegmentWriting, Object: "objects/1", Job: "job-1", Token: 3}
+	}
+	s := []meta.Segment{seg(a, snapferry.BlockFrame), seg(a, snapferry.NodeFrame), seg(b, snapferry.BlockFrame)}
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertSegments(s) })
+	o := meta.Object{Name: "objects/1", Size: 100, CRC: 0xfedcba98, Created: at(1)}
+	for i, at := range []int{1, 2} {
+		s[at].Offset, s[at].Length, s[at].Generation, s[at].Slots = int64(16+40*i), 40, 1, 5
+	}
+	place := func(tx *meta.Tx) error { return tx.PlaceSegments(o, s[1:]) }
+	update(t, db, place)
+	wantKind(t, db.Update(t.Context(), place), snapferry.Exists)
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error {
+		return tx.PlaceSegments(meta.Object{Name: "objects/2"}, s[1:])
+	}), snapferry.Conflict)
+	update(t, db, func(tx *meta.Tx) error { return tx.SetDead(s[1].ID, []byte{3}, 2) })
+	s[1].State, s[1].Dead, s[1].DeadSlots, s[2].State = meta.SegmentLive, 2, []byte{3}, meta.SegmentLive
+	view(t, db, func(tx *meta.Tx) error {
+		for _, want := range s {
+			got, err := tx.Segment(want.ID)
+			same(t, "segment", got, want)
+			if err != nil {
+				return err
+			}
+		}
+		of, err := tx.SegmentsOf(a)
+		if len(of) != 2 {
+			t.Errorf("got %d segments of the version, want 2", len(of))
+		}
+		in, err2 := tx.SegmentsIn(o.Name)
+		same(t, "segments in the object", in, s)
+		got, err3 := tx.Object(o.Name)
+		same(t, "object", got, o)
+		return errors.Join(err, err2, err3)
+	})
+
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteObject(o.Name) }), snapferry.Conflict)
+	update(t, db, func(tx *meta.Tx) error {
+		free, err := tx.DeleteSegments(a)
+		same(t, "objects free after the first", free, []string{})
+		name, err2 := tx.DeleteSegment(s[2].ID)
+		same(t, "object free after the second", name, o.Name)
+		_, err3 := tx.DeleteSegment(s[2].ID)
+		wantKind(t, err3, snapferry.NotFound)
+		return errors.Join(err, err2, tx.DeleteObject(o.Name))
+	})
+}
+
+func testSegmentPages(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	const n = 1024 + 7
+	v := snapferry.NewVersionID()
+	update(t, db, func(tx *meta.Tx) error {
+		for i := range n {
+			s := []meta.Segment{{ID: snapferry.NewSegmentID(), Chain: w.Chain.ID, Version: v, Kind: snapferry.BlockFrame}}
+			o := meta.Object{Name: fmt.Sprintf("o%d", i/2)}
+			err := tx.InsertSegments(s)
+			if i%2 == 0 {
+				err = errors.Join(err, tx.PlaceSegments(o, s))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	update(t, db, func(tx *meta.Tx) error {
+		var last snapferry.SegmentID
+		seen := 0
+		err := tx.AllSegments(func(s meta.Segment) error {
+			if bytes.Compare(last[:], s.ID[:]) >= 0 {
+				t.Errorf("segment %s comes after %s", s.ID, last)
+			}
+			last = s.ID
+			seen++
+			return tx.SetDead(s.ID, []byte{1}, 1)
+		})
+		same(t, "segments seen", seen, n)
+		return err
+	})
+	stop := errors.New("enough")
+	err := db.View(t.Context(), func(tx *meta.Tx) error { return tx.AllSegments(func(meta.Segment) error { return stop }) })
+	same(t, "error of the function", err == stop, true)
+	view(t, db, func(tx *meta.Tx) error {
+		seen := 0
+		err := tx.AllObjects(func(meta.Object) error { seen++; return nil })
+		same(t, "objects seen", seen, (n+1)/2)
+		return err
+	})
+	update(t, db, func(tx *meta.Tx) error {
+		free, err := tx.DeleteSegments(v)
+		same(t, "free objects", len(free), (n+1)/2)
+		return err
+	})
+}
+
+func testCheckpoints(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	c := meta.Checkpoint{Version: v.ID, Root: []byte("r"), Finished: []byte{1, 2}, Counts: snapferry.Counts{Read: 1, Stored: 2}, Updated: at(1)}
+	for range 2 {
+		c.Counts.Read++
+		update(t, db, func(tx *meta.Tx) error { return tx.PutCheckpoint(c) })
+		same(t, "checkpoint", read(t, db, func(tx *meta.Tx) (meta.Checkpoint, error) { return tx.Checkpoint(v.ID) }), c)
+	}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.DeleteCheckpoint(v.ID), tx.DeleteCheckpoint(v.ID), tx.PutCheckpoint(c))
+	})
+	update(t, db, func(tx *meta.Tx) error { return tx.DeleteVersion(v.ID) })
+	err := db.View(t.Context(), func(tx *meta.Tx) error { _, err := tx.Checkpoint(v.ID); return err })
+	wantKind(t, err, snapferry.NotFound)
+}
+
+func testSnapshots(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	s := w.snapshot(1)
+	s.Region, s.Version = "east", v.ID
+	s.Name, s.Description, s.Tags = "n", "d", snapferry.Tags{"k": "v"}
+	s.Parent, s.Copy, s.SourceVolume, s.Source = "snap-p", "copy-c", "sv", &snapferry.CopySource{Region: "west", Snapshot: "snap-s"}
+	s.RetainUntil = at(100)
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.PutRegion(meta.Region{Name: "east", SignKey: []byte{1}, LookupKey: []byte{1}}), tx.InsertSnapshot(s))
+	})
+	get := func() meta.Snapshot {
+		t.Helper()
+		return read(t, db, func(tx *meta.Tx) (meta.Snapshot, error) { return tx.Snapshot(s.ID) })
+	}
+	same(t, "snapshot", get(), s)
+
+	s.State, s.Digest, s.Counts, s.Settled, s.Tags = snapferry.SnapshotReady, digest.Digest{7}, snapferry.Counts{Moved: 5}, at(2), nil
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateSnapshot(s) })
+	same(t, "ready snapshot", get(), s)
+	same(t, "snapshots of the version", read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) { return tx.SnapshotsOfVersion(v.ID) }), []meta.Snapshot{s})
+
+	bad := s
+	bad.State = snapferry.SnapshotFailed
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateSnapshot(bad) }), snapferry.Conflict)
+	s.State, s.Deleted = snapferry.SnapshotDeleting, at(3)
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateSnapshot(s) })
+	update(t, db, func(tx *meta.Tx) error { return tx.DeleteVersion(v.ID) })
+	s.Version = snapferry.VersionID{}
+	same(t, "snapshot without its version", get(), s)
+	update(t, db, func(tx *meta.Tx) error { return tx.DeleteSnapshotRow(s.ID) })
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateSnapshot(s) }), snapferry.NotFound)
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteSnapshotRow(s.ID) }), snapferry.NotFound)
+}
+
+func testSnapshotList(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	second := w.Volume
+	second.ID, second.Name = snapferry.NewVolumeID(), "second"
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertVolume(second) })
+	var all []meta.Snapshot // newest first
+	for i := range 20 {
+		s := w.snapshot(i / 3) // several in one millisecond
+		if i%2 == 1 {
+			s.VolumeID, s.Volume, s.State = second.ID, second.Name, snapferry.SnapshotReady
+		}
+		update(t, db, func(tx *meta.Tx) error { return tx.InsertSnapshot(s) })
+	}
+	listed := func(f meta.SnapshotFilter) []meta.Snapshot {
+		t.Helper()
+		return read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) { return tx.Snapshots(w.Account.ID, f) })
+	}
+	all = listed(meta.SnapshotFilter{})
+	if len(all) != 20 {
+		t.Fatalf("got %d snapshots, want 20", len(all))
+	}
+	for i := 1; i < len(all); i++ {
+		if a, b := all[i-1], all[i]; a.Created.Before(b.Created) || a.Created.Equal(b.Created) && a.ID <= b.ID {
+			t.Errorf("place %d: %v %s comes before %v %s", i, a.Created, a.ID, b.Created, b.ID)
+		}
+	}
+	for name, f := range map[string]meta.SnapshotFilter{
+		"name": {Volume: "second"}, "id": {VolumeID: second.ID}, "state": {State: snapferry.SnapshotReady}, "both": {Volume: "second", State: snapferry.SnapshotReady},
+	} {
+		if got := listed(f); len(got) != 10 {
+			t.Errorf("filter by %s: got %d snapshots, want 10", name, len(got))
+		}
+	}
+	same(t, "nothing", listed(meta.SnapshotFilter{Volume: "disk", State: snapferry.SnapshotReady}), []meta.Snapshot{})
+
+	var paged []meta.Snapshot
+	for f := (meta.SnapshotFilter{Limit: 3}); ; {
+		got := listed(f)
+		if len(got) == 0 {
+			break
+		}
+		last := got[len(got)-1]
+		f.After = meta.Cursor{Created: last.Created, ID: last.ID}
+		update(t, db, func(tx *meta.Tx) error { return tx.DeleteSnapshotRow(last.ID) }) // a page must not depend on it
+		paged = append(paged, got...)
+	}
+	same(t, "pages", paged, all)
+}
+
+func testCopies(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	c := meta.Copy{
+		Copy: snapferry.Copy{
+			ID: snapferry.NewCopyID(), Account: w.Account.ID, Snapshot: "snap-1", State: snapferry.CopyQueued,
+			Source: snapferry.CopySource{Region: "west", Snapshot: "snap-s"},
+		},
+		Reserved: true, Created: at(1),
+	}
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertCopy(c) })
+	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{c})
+	c.Reserved, c.Full, c.Base, c.Pin, c.State = false, true, snapferry.NewVersionID(), "pin-1", snapferry.CopyPlanning
+	c.Plan = &snapferry.Plan{Size: 5, Digest: digest.Digest{4}, Reason: "first of its volume"}
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
+	same(t, "copy", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.Copy(c.ID) }), c)
+	bad := c
+	bad.State = snapferry.CopyDone
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateCopy(bad) }), snapferry.Conflict)
+	c.State, c.Reason, c.Finished = snapferry.CopyFailed, "source lost", at(2)
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
+	same(t, "copy of the snapshot", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.CopyOfSnapshot("snap-1") }), c)
+	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{})
+	bad = c
+	bad.State = snapferry.CopyQueued
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateCopy(bad) }), snapferry.Conflict)
+}
+
+func testPins(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	s, other := w.snapshot(1), w.snapshot(2)
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertSnapshot(s), tx.InsertSnapshot(other)) })
+	pin := meta.Pin{ID: "pin-1", Snapshot: s.ID, Version: v.ID, Region: "west", Incarnation: 2, Copy: "copy-1", Created: at(1)}
+	insert := func(p meta.Pin) (got meta.Pin, err error) {
+		err = db.Update(t.Context(), func(tx *meta.Tx) error { got, err = tx.InsertPin(p); return err })
+		return got, err
+	}
+	again := pin
+	again.ID, again.Created = "pin-2", at(2)
+	for _, p := range []meta.Pin{pin, again} {
+		got, err := insert(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "pin", got, pin)
+	}
+	again.Snapshot = other.ID
+	_, err := insert(again)
+	wantKind(t, err, snapferry.Conflict)
+	again.Snapshot, again.Incarnation = s.ID, 3
+	if _, err := insert(again); err != nil {
+		t.Fatal(err)
+	}
+	view(t, db, func(tx *meta.Tx) error {
+		got, err := tx.Pin("pin-1")
+		same(t, "pin", got, pin)
+		of, err2 := tx.PinsOf(s.ID)
+		same(t, "pins of the snapshot", of, []meta.Pin{pin, again})
+		from, err3 := tx.PinsFrom("west")
+		same(t, "pins of the region", from, of)
+		return errors.Join(err, err2, err3)
+	})
+	for _, fn := range []func(tx *meta.Tx) error{
+		func(tx *meta.Tx) error { return tx.DeleteSnapshotRow(s.ID) },
+		func(tx *meta.Tx) error { return tx.DeleteVersion(v.ID) },
+	} {
+		wantKind(t, db.Update(t.Context(), fn), snapferry.Conflict)
+	}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.DeletePin("pin-1"), tx.DeletePin("pin-1"), tx.DeletePin("pin-2"), tx.DeleteSnapshotRow(s.ID), tx.DeleteVersion(v.ID))
+	})
+}
+
+func testJobs(t *testing.T, p Place) {
+	db := p.open(t)
+	j := meta.Job{ID: snapferry.NewJobID(), Kind: "k", Account: "acct-1", Subject: "snap-1", State: snapferry.JobQueued, Payload: `{"a":1}`, Created: at(2)}
+	older := meta.Job{ID: snapferry.NewJobID(), Kind: "k", Subject: "snap-1", State: snapferry.JobQueued, Created: at(1), RunAfter: at(10)}
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertJob(j), tx.InsertJob(older)) })
+	runnable := func(now time.Time) snapferry.JobID {
+		return read(t, db, func(tx *meta.Tx) (snapferry.JobID, error) { return tx.RunnableJob(now) })
+	}
+	same(t, "runnable before its time", runnable(at(5)), j.ID)
+	same(t, "runnable in its time", runnable(at(10)), older.ID)
+	next := func(now time.Time) time.Time {
+		return read(t, db, func(tx *meta.Tx) (time.Time, error) { return tx.NextRun(now) })
+	}
+	same(t, "next run", next(at(5)), at(10))
+	same(t, "no next run", next(at(10)), time.Time{})
+
+	var got meta.Job
+	claim := func(tx *meta.Tx) (err error) { got, err = tx.ClaimJob(j.ID, "n/1"); return err }
+	update(t, db, claim)
+	j.State, j.Owner, j.Token, j.Beat = snapferry.JobRunning, "n/1", 1, 1
+	same(t, "claimed job", got, j)
+	wantKind(t, db.Update(t.Context(), claim), snapferry.NotFound)
+	update(t, db, func(tx *meta.Tx) error {
+		_, err := tx.BeatJob(j.ID, 1, `{"done":1}`)
+		_, err2 := tx.BeatJob(j.ID, 1, "")
+		return errors.Join(err, err2, tx.CheckLease(j.ID, 1))
+	})
+	j.Beat, j.Progress = 3, `{"done":1}`
+	same(t, "running jobs", read(t, db, (*meta.Tx).RunningJobs), []meta.Job{j})
+
+	stale := func(fn func(tx *meta.Tx) error) {
+		t.Helper()
+		wantKind(t, db.Update(t.Context(), fn), snapferry.Conflict)
+	}
+	stale(func(tx *meta.Tx) error { return tx.RequeueJob(j.ID, 1, 2) })
+	stale(func(tx *meta.Tx) error { return tx.RequeueJob(j.ID, 0, 3) })
+	update(t, db, func(tx *meta.Tx) error { return tx.RequeueJob(j.ID, 1, 3) })
+	stale(func(tx *meta.Tx) error { return tx.CheckLease(j.ID, 1) })
+	stale(func(tx *meta.Tx) error { _, err := tx.BeatJob(j.ID, 1, ""); return err })
+	settled := j
+	settled.State, settled.Finished = snapferry.JobDone, at(20)
+	stale(func(tx *meta.Tx) error { return tx.SettleJob(settled) })
+	update(t, db, claim)
+	same(t, "token of the next claim", got.Token, uint64(3))
+	stale(func(tx *meta.Tx) error { return tx.SettleJob(settled) })
+	settled.Token = 3
+	update(t, db, func(tx *meta.Tx) error { return tx.SettleJob(settled) })
+	settled.Owner, settled.Beat = "", got.Beat
+	same(t, "settled job", read(t, db, func(tx *meta.Tx) (meta.Job, error) { return tx.Job(j.ID) }), settled)
+	same(t, "jobs of the subject", read(t, db, func(tx *meta.Tx) ([]meta.Job, error) { return tx.JobsOf("snap-1") }), []meta.Job{settled, older})
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.SettleJob(j) }), snapferry.Invalid)
+}
+
+func testCancelJob(t *testing.T, p Place) {
+	db := p.open(t)
+	add := func() snapferry.JobID {
+		id := snapferry.NewJobID()
+		update(t, db, func(tx *meta.Tx) error { return tx.InsertJob(meta.Job{ID: id, Kind: "k", State: snapferry.JobQueued}) })
+		return id
+	}
+	cancel := func(id snapferry.JobID) (ended bool, err error) {
+		err = db.Update(t.Context(), func(tx *meta.Tx) error { ended, err = tx.CancelJob(id, at(9)); return err })
+		return ended, err
+	}
+	want := func(id snapferry.JobID, wantEnded bool) meta.Job {
+		t.Helper()
+		ended, err := cancel(id)
+		if err != nil || ended != wantEnded {
+			t.Errorf("got ended %v, error %v, want %v", ended, err, wantEnded)
+		}
+		return read(t, db, func(tx *meta.Tx) (meta.Job, error) { return tx.Job(id) })
+	}
+	fresh := add()
+	for range 2 {
+		j := want(fresh, true)
+		same(t, "state and end", []any{j.State, j.Finished}, []any{snapferry.JobCancelled, at(9)})
+	}
+
+	started := add()
+	var j meta.Job
+	update(t, db, func(tx *meta.Tx) (err error) { j, err = tx.ClaimJob(started, "n/1"); return err })
+	got := want(started, false)
+	same(t, "running job", []any{got.State, got.Cancel}, []any{snapferry.JobRunning, true})
+	update(t, db, func(tx *meta.Tx) error {
+		c, err := tx.BeatJob(started, j.Token, "")
+		same(t, "cancel seen", c, true)
+		j.State, j.RunAfter = snapferry.JobQueued, at(100)
+		return errors.Join(err, tx.SettleJob(j))
+	})
+	got = want(started, false)
+	same(t, "job that waits", []any{got.State, got.Cancel, got.RunAfter}, []any{snapferry.JobQueued, true, time.Time{}})
+
+	done := add()
+	update(t, db, func(tx *meta.Tx) (err error) {
+		j, err = tx.ClaimJob(done, "n/1")
+		j.State = snapferry.JobDone
+		return errors.Join(err, tx.SettleJob(j))
+	})
+	_, err := cancel(done)
+	wantKind(t, err, snapferry.Conflict)
+	_, err = cancel("job-none")
+	wantKind(t, err, snapferry.NotFound)
+}
+
+func testLedger(t *testing.T, p Place) {
+	db := p.open(t)
+	r := meta.Request{Account: "acct-1", Token: "t", Operation: "copy", Fingerprint: "f", Result: "copy-1", Created: at(1)}
+	u := meta.Usage{ID: 1, Account: "acct-1", Kind: "moved", Subject: "copy-1", Bytes: 1 << 40, At: at(1)}
+	a := meta.Audit{ID: 1, At: at(1), Account: "acct-1", Action: "copy", Subject: "copy-1", Detail: "{}"}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.InsertRequest(r), tx.AddUsage(u), tx.AddUsage(u), tx.AddAudit(a))
+	})
+	same(t, "request", read(t, db, func(tx *meta.Tx) (meta.Request, error) { return tx.Request("acct-1", "t") }), r)
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertRequest(r) }), snapferry.Exists)
+	wantKind(t, db.View(t.Context(), func(tx *meta.Tx) error { _, err := tx.Request("acct-2", "t"); return err }), snapferry.NotFound)
+	second := u
+	second.ID = 2
+	same(t, "usage", read(t, db, func(tx *meta.Tx) ([]meta.Usage, error) { return tx.Usage("copy-1") }), []meta.Usage{u, second})
+	same(t, "audit", read(t, db, func(tx *meta.Tx) ([]meta.Audit, error) { return tx.AuditOf("copy-1") }), []meta.Audit{a})
+}
+
+func testRollback(t *testing.T, p Place) {
+	db := p.open(t)
+	stop := errors.New("stop")
+	err := db.Update(t.Context(), func(tx *meta.Tx) error {
+		if err := tx.AddUsage(meta.Usage{Subject: "s"}); err != nil {
+			return err
+		}
+		return stop
+	})
+	if err != stop {
+		t.Errorf("got error %v, want that of the function", err)
+	}
+	func() {
+		defer func() { recover() }()
+		db.Update(t.Context(), func(tx *meta.Tx) error { tx.AddUsage(meta.Usage{Subject: "s"}); panic("x") })
+	}()
+	same(t, "usage", read(t, db, func(tx *meta.Tx) ([]meta.Usage, error) { return tx.Usage("s") }), []meta.Usage{})
+}
+
+// testConcurrentUpdates counts up in a row from two handles on one place.
+func testConcurrentUpdates(t *testing.T, p Place) {
+	dbs := []*meta.DB{p.open(t), p.open(t)}
+	w := NewWorld(t, dbs[0])
+	v := w.addVersion(t, dbs[0], 1, snapferry.VersionID{})
+	const workers, rounds = 8, 20
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			for range rounds {
+				err := dbs[i%2].Update(t.Context(), func(tx *meta.Tx) error {
+					got, err := tx.Version(v.ID)
+					if err != nil {
+						return err
+					}
+					got.Blocks++
+					return tx.UpdateVersion(got, got.Edge)
+				})
+				if err != nil {
+					t.Errorf("update: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got := read(t, dbs[1], func(tx *meta.Tx) (meta.Version, error) { return tx.Version(v.ID) })
+	same(t, "counts", []any{got.Blocks, got.Edge}, []any{uint64(workers * rounds), int64(workers * rounds)})
+}
+
+func testViewIsOneState(t *testing.T, p Place) {
+	db := p.open(t)
+	count := func(tx *meta.Tx) int {
+		u, err := tx.Usage("s")
+		if err != nil {
+			t.Error(err)
+		}
+		return len(u)
+	}
+	add := func() { update(t, db, func(tx *meta.Tx) error { return tx.AddUsage(meta.Usage{Subject: "s"}) }) }
+	add()
+	view(t, db, func(tx *meta.Tx) error {
+		same(t, "before the write", count(tx), 1)
+		add() // a reader does not hold up a writer
+		same(t, "after the write", count(tx), 1)
+		return nil
+	})
+	view(t, db, func(tx *meta.Tx) error { same(t, "later", count(tx), 2); return nil })
+}
+
+func testViewCannotWrite(t *testing.T, p Place) {
+	db := p.open(t)
+	err := db.View(t.Context(), func(tx *meta.Tx) error { return tx.AddUsage(meta.Usage{Subject: "s"}) })
+	wantKind(t, err, snapferry.Internal)
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func testChanged(t *testing.T, p Place) {
+	db := p.open(t)
+	c := db.Changed()
+	update(t, db, func(tx *meta.Tx) error { return tx.DeletePin("none") }) // changes nothing
+	view(t, db, func(tx *meta.Tx) error { _, err := tx.Accounts(); return err })
+	db.Update(t.Context(), func(tx *meta.Tx) error { tx.AddUsage(meta.Usage{}); return errors.New("no") })
+	same(t, "closed without a change", closed(c), false)
+	update(t, db, func(tx *meta.Tx) error { return tx.AddUsage(meta.Usage{}) })
+	same(t, "closed after a change", closed(c), true)
+	same(t, "next one closed", closed(db.Changed()), false)
+}
+
+// cut opens a place whose power is cut at a commit, writes, and reports how
+// many rows are there after the next start.
+func cut(t *testing.T, p Place, hooks func(power error) meta.Hooks) int {
+	power := errors.New("power cut")
+	db := p.hooked(t, hooks(power))
+	err := db.Update(t.Context(), func(tx *meta.Tx) error { return tx.AddUsage(meta.Usage{Subject: "s"}) })
+	if err != power {
+		t.Errorf("got error %v, want that of the hook", err)
+	}
+	if err := db.Update(t.Context(), func(tx *meta.Tx) error { return nil }); err != nil {
+		t.Errorf("an update that writes nothing: %v", err)
+	}
+	return len(read(t, p.open(t), func(tx *meta.Tx) ([]meta.Usage, error) { return tx.Usage("s") }))
+}
+
+func testCutBeforeCommit(t *testing.T, p Place) {
+	n := cut(t, p, func(power error) meta.Hooks { return meta.Hooks{BeforeCommit: func() error { return power }} })
+	same(t, "rows", n, 0)
+}
+
+func testCutAfterCommit(t *testing.T, p Place) {
+	n := cut(t, p, func(power error) meta.Hooks { return meta.Hooks{AfterCommit: func() error { return power }} })
+	same(t, "rows", n, 1)
+}
+
+func testNewer(t *testing.T, p Place) {
+	if err := p.open(t).Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.Newer(t)
+	_, err := p.Open(t, meta.Hooks{})
+	wantKind(t, err, snapferry.Unsupported)
+	same(t, "hint", snapferry.HintOf(err), "start it with the newer snapferry")
+}

@@ -1,0 +1,202 @@
+package meta
+
+import (
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
+)
+
+// Region says who we are.
+type Region struct {
+	Name        snapferry.RegionName
+	ID          string
+	Incarnation uint64 // goes up with every start
+	SignKey     []byte // Ed25519 private key that signs version records
+	LookupKey   []byte // HMAC key of the search for encrypted content
+	Created     time.Time
+}
+
+// Account is an account and how its holder proves to be it.
+type Account struct {
+	snapferry.Account
+	TokenHash string // of the bearer token; empty: none
+	Created   time.Time
+}
+
+// Chain is a set of versions that may share frames.
+type Chain struct {
+	ID           snapferry.ChainID
+	Account      snapferry.AccountID
+	Algorithm    digest.Algorithm
+	WrappedKey   []byte // nil: not encrypted
+	Proven       bool   // deletion by difference is allowed
+	OriginRegion snapferry.RegionName
+	OriginChain  snapferry.ChainID // at OriginRegion; zero: born here
+	Created      time.Time
+}
+
+// Volume is a lineage of snapshots.
+type Volume struct {
+	ID           snapferry.VolumeID
+	Account      snapferry.AccountID
+	Name         string
+	Chain        snapferry.ChainID
+	OriginRegion snapferry.RegionName // empty: imported here
+	OriginVolume snapferry.VolumeID   // at OriginRegion
+	Created      time.Time
+}
+
+// Version is one map of a chain.
+type Version struct {
+	ID        snapferry.VersionID
+	Chain     snapferry.ChainID
+	Volume    snapferry.VolumeID
+	Parent    snapferry.VersionID // zero: none
+	State     snapferry.VersionState
+	Edge      int64 // edge revision
+	Size      int64 // bytes of the disk
+	Algorithm digest.Algorithm
+	Digest    digest.Digest // of the snapshot; zero until sealed
+	Root      []byte        // stored form of the root node; nil: empty map
+	Blocks    uint64        // present blocks
+	Revision  uint64        // of the version record
+	Token     uint64        // fencing token of the job that writes it
+	Sequence  int64         // position in the volume, ascending
+	Created   time.Time
+	Sealed    time.Time
+}
+
+// Hold is one reason why a version lives.
+type Hold struct {
+	Version snapferry.VersionID
+	Kind    string
+	Owner   string
+	Created time.Time
+}
+
+// SegmentState is where a segment is in its life.
+type SegmentState string
+
+// The states of a segment.
+const (
+	SegmentWriting SegmentState = "writing" // registered; its object may not be there
+	SegmentLive    SegmentState = "live"    // its object is durable and the locator valid
+)
+
+// Segment is a segment and where it is.
+type Segment struct {
+	ID         snapferry.SegmentID
+	Chain      snapferry.ChainID
+	Version    snapferry.VersionID // that wrote it; may be gone
+	Kind       snapferry.FrameKind
+	State      SegmentState
+	Object     string // its name is settled before it is written
+	Offset     int64  // of the body in the object, bytes
+	Length     int64  // of the body, bytes
+	Generation uint32
+	Slots      int
+	Dead       int    // number of dead slots
+	DeadSlots  []byte // bitmap of them; nil: none
+	Job        snapferry.JobID
+	Token      uint64 // fencing token of that job
+}
+
+// Object is an object of the bucket.
+type Object struct {
+	Name    string
+	Size    int64  // bytes
+	CRC     uint32 // CRC-32C of all of it
+	Created time.Time
+}
+
+// Checkpoint is how far an open version has come.
+type Checkpoint struct {
+	Version  snapferry.VersionID
+	Root     []byte // stored form of a valid partial root; nil: empty
+	Finished []byte // set of finished leaves
+	Counts   snapferry.Counts
+	Updated  time.Time
+}
+
+// Snapshot is a snapshot and what users do not see of it. Region and Volume
+// (the lineage's name) are filled when it is read and ignored when it is
+// written; Progress is neither read nor written.
+type Snapshot struct {
+	snapferry.Snapshot
+	VolumeID     snapferry.VolumeID
+	SourceVolume string    // name of the lineage at the source of a copy
+	Settled      time.Time // when it became ready or failed
+	Deleted      time.Time // when its deletion was accepted
+}
+
+// Copy is a copy and what users do not see of it.
+type Copy struct {
+	snapferry.Copy
+	Reserved bool                // not visible yet
+	Base     snapferry.VersionID // version here that it is incremental on; zero: none
+	Pin      string              // id of the pin at the source
+	Created  time.Time
+	Finished time.Time
+}
+
+// Pin is a hold that another region keeps on a snapshot here.
+type Pin struct {
+	ID          string
+	Snapshot    snapferry.SnapshotID
+	Version     snapferry.VersionID
+	Region      snapferry.RegionName // who holds it
+	Incarnation uint64               // of that region
+	Copy        snapferry.CopyID     // of that region
+	Created     time.Time
+}
+
+// Job is a piece of durable background work. Package job gives it meaning.
+type Job struct {
+	ID       snapferry.JobID
+	Kind     string
+	Account  snapferry.AccountID
+	Subject  string // id of what it works on
+	State    snapferry.JobState
+	Payload  string // JSON
+	Progress string // JSON
+	Owner    string // while running
+	Beat     int64  // goes up while the owner lives
+	Token    uint64 // fence: goes up with every change of hands
+	Attempts int    // runs that ended in Unavailable
+	RunAfter time.Time
+	Cancel   bool   // somebody asked for its end
+	Error    string // why it failed, or why the last attempt did
+	Created  time.Time
+	Finished time.Time
+}
+
+// Request is the remembered answer to a request with a client token.
+type Request struct {
+	Account     snapferry.AccountID
+	Token       string
+	Operation   string
+	Fingerprint string // of the request's content
+	Result      string
+	Created     time.Time
+}
+
+// Usage is one metered fact.
+type Usage struct {
+	ID      int64 // given by AddUsage
+	Account snapferry.AccountID
+	Kind    string
+	Subject string
+	Bytes   int64
+	At      time.Time
+}
+
+// Audit is one line of who did what.
+type Audit struct {
+	ID      int64 // given by AddAudit
+	At      time.Time
+	Account snapferry.AccountID
+	Action  string
+	Subject string
+	Detail  string
+}

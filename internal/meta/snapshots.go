@@ -1,0 +1,191 @@
+package meta
+
+import (
+	"math"
+	"time"
+
+	"github.com/snapferry/snapferry"
+)
+
+func scanSnapshot(r scanner, v *Snapshot) error {
+	var source snapferry.CopySource
+	err := r.Scan(&v.ID, &v.Account, &v.Region, &v.VolumeID, &v.Volume, hexColumn{v.Version[:]}, &v.State, &v.Reason, &v.Hint, &v.Name, &v.Description,
+		jsonColumn{&v.Tags}, &v.Size, blobColumn{v.Digest[:]}, &v.Parent, &source.Region, &source.Snapshot, &v.SourceVolume, &v.Copy,
+		jsonColumn{&v.Counts}, timeColumn{&v.RetainUntil}, timeColumn{&v.Created}, timeColumn{&v.Settled}, timeColumn{&v.Deleted})
+	if source != (snapferry.CopySource{}) {
+		v.Source = &source
+	}
+	return err
+}
+
+func tagsText(t snapferry.Tags) string {
+	if len(t) == 0 {
+		return ""
+	}
+	return jsonText(t)
+}
+
+// InsertSnapshot adds a snapshot.
+func (tx *Tx) InsertSnapshot(s Snapshot) error {
+	var source snapferry.CopySource
+	if s.Source != nil {
+		source = *s.Source
+	}
+	return tx.run(snapshotInsert, []any{
+		string(s.ID), string(s.Account), string(s.VolumeID), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags),
+		s.Size, digestOrNull(s.Digest), string(s.Parent), string(source.Region), string(source.Snapshot), s.SourceVolume, string(s.Copy),
+		jsonText(s.Counts), millis(s.RetainUntil), millis(s.Created), millis(s.Settled), millis(s.Deleted),
+	}, "add snapshot %s", s.ID)
+}
+
+// Snapshot returns a snapshot by its id.
+func (tx *Tx) Snapshot(id snapferry.SnapshotID) (Snapshot, error) {
+	return get(tx, snapshotGet, scanSnapshot, "snapshot", id, string(id))
+}
+
+// UpdateSnapshot writes what can change of a snapshot: all but id, account,
+// volume, source and creation. It is a Conflict when the move of its state is
+// not legal.
+func (tx *Tx) UpdateSnapshot(s Snapshot) error {
+	old, err := tx.Snapshot(s.ID)
+	if err != nil {
+		return err
+	}
+	if old.State != s.State && !old.State.CanBecome(s.State) {
+		return snapferry.Errorf(snapferry.Conflict, "snapshot %s is %s and cannot become %s", s.ID, old.State, s.State)
+	}
+	return tx.one(snapshotUpdate, []any{
+		string(s.ID), string(old.State), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags), s.Size, digestOrNull(s.Digest),
+		string(s.Parent), string(s.Copy), jsonText(s.Counts), millis(s.RetainUntil), millis(s.Settled), millis(s.Deleted),
+	}, "snapshot", s.ID)
+}
+
+// DeleteSnapshotRow forgets a snapshot; it is a Conflict while it has pins.
+func (tx *Tx) DeleteSnapshotRow(id snapferry.SnapshotID) error {
+	return tx.one(snapshotDelete, []any{string(id)}, "snapshot", id)
+}
+
+// SnapshotFilter says which snapshots to list; zero fields do not filter.
+type SnapshotFilter struct {
+	Volume   string             // name of the lineage
+	VolumeID snapferry.VolumeID // the lineage itself
+	State    snapferry.SnapshotState
+	Limit    int    // at most so many; 0: all
+	After    Cursor // those that follow a place in the list
+}
+
+// Cursor is a place in the list of snapshots: that of a snapshot, which need
+// not exist any more.
+type Cursor struct {
+	Created time.Time
+	ID      snapferry.SnapshotID
+}
+
+// Snapshots lists the snapshots of an account, newest first.
+func (tx *Tx) Snapshots(account snapferry.AccountID, f SnapshotFilter) ([]Snapshot, error) {
+	limit, before := int64(math.MaxInt64), int64(math.MaxInt64)
+	if f.Limit > 0 {
+		limit = int64(f.Limit)
+	}
+	if f.After != (Cursor{}) {
+		before = millis(f.After.Created)
+	}
+	return list(tx, snapshotPage, scanSnapshot, "snapshots",
+		string(account), f.Volume, string(f.VolumeID), string(f.State), before, string(f.After.ID), limit)
+}
+
+// SnapshotsOfVersion returns the snapshots that show a version, newest first.
+func (tx *Tx) SnapshotsOfVersion(version snapferry.VersionID) ([]Snapshot, error) {
+	return list(tx, snapshotsOfVersion, scanSnapshot, "snapshots", hexText(version))
+}
+
+func scanCopy(r scanner, c *Copy) error {
+	return r.Scan(&c.ID, &c.Account, &c.Snapshot, &c.Source.Region, &c.Source.Snapshot, &c.State, &c.Reserved, &c.Full, hexColumn{c.Base[:]}, &c.Pin,
+		jsonColumn{&c.Plan}, &c.Reason, timeColumn{&c.Created}, timeColumn{&c.Finished})
+}
+
+func planText(p *snapferry.Plan) string {
+	if p == nil {
+		return ""
+	}
+	return jsonText(p)
+}
+
+// InsertCopy adds a copy.
+func (tx *Tx) InsertCopy(c Copy) error {
+	return tx.run(copyInsert, []any{
+		string(c.ID), string(c.Account), string(c.Snapshot), string(c.Source.Region), string(c.Source.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full),
+		hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Created), millis(c.Finished),
+	}, "add copy %s", c.ID)
+}
+
+// Copy returns a copy by its id, be it reserved only.
+func (tx *Tx) Copy(id snapferry.CopyID) (Copy, error) {
+	return get(tx, copyGet, scanCopy, "copy", id, string(id))
+}
+
+// UpdateCopy writes what can change of a copy: all but id, account, source and
+// creation. It is a Conflict when the move of its state is not legal.
+func (tx *Tx) UpdateCopy(c Copy) error {
+	old, err := tx.Copy(c.ID)
+	if err != nil {
+		return err
+	}
+	if old.State != c.State && !old.State.CanBecome(c.State) {
+		return snapferry.Errorf(snapferry.Conflict, "copy %s is %s and cannot become %s", c.ID, old.State, c.State)
+	}
+	return tx.one(copyUpdate, []any{
+		string(c.ID), string(old.State), string(c.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full), hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Finished),
+	}, "copy", c.ID)
+}
+
+// CopyOfSnapshot returns the copy that makes or made a snapshot.
+func (tx *Tx) CopyOfSnapshot(id snapferry.SnapshotID) (Copy, error) {
+	return get(tx, copyOfSnapshot, scanCopy, "copy for snapshot", id, string(id))
+}
+
+// ActiveCopies returns the copies that are not in a final state, those that
+// are only reserved too, oldest first.
+func (tx *Tx) ActiveCopies() ([]Copy, error) {
+	return list(tx, copiesActive, scanCopy, "copies")
+}
+
+func scanPin(r scanner, p *Pin) error {
+	return r.Scan(&p.ID, &p.Snapshot, hexColumn{p.Version[:]}, &p.Region, &p.Incarnation, &p.Copy, timeColumn{&p.Created})
+}
+
+// InsertPin adds a pin and returns it, or the one that the same copy already
+// has here; a Conflict when that one is on another snapshot.
+func (tx *Tx) InsertPin(p Pin) (Pin, error) {
+	err := tx.run(pinInsert, []any{
+		p.ID, string(p.Snapshot), hexOrNull(p.Version), string(p.Region), p.Incarnation, string(p.Copy), millis(p.Created),
+	}, "pin snapshot %s", p.Snapshot)
+	if err != nil {
+		return Pin{}, err
+	}
+	have, err := get(tx, pinByCopy, scanPin, "pin of copy", p.Copy, string(p.Region), p.Incarnation, string(p.Copy))
+	if err == nil && have.Snapshot != p.Snapshot {
+		return Pin{}, snapferry.Errorf(snapferry.Conflict, "pin snapshot %s: copy %s has a pin on snapshot %s", p.Snapshot, p.Copy, have.Snapshot)
+	}
+	return have, err
+}
+
+// Pin returns a pin by its id.
+func (tx *Tx) Pin(id string) (Pin, error) {
+	return get(tx, pinGet, scanPin, "pin", id, id)
+}
+
+// DeletePin takes a pin away; what is not there is no error.
+func (tx *Tx) DeletePin(id string) error {
+	return tx.run(pinDelete, []any{id}, "release pin %s", id)
+}
+
+// PinsOf returns the pins on a snapshot, oldest first.
+func (tx *Tx) PinsOf(snapshot snapferry.SnapshotID) ([]Pin, error) {
+	return list(tx, pinsOfSnapshot, scanPin, "pins", string(snapshot))
+}
+
+// PinsFrom returns the pins that a region keeps here, oldest first.
+func (tx *Tx) PinsFrom(region snapferry.RegionName) ([]Pin, error) {
+	return list(tx, pinsFromRegion, scanPin, "pins", string(region))
+}

@@ -1,0 +1,243 @@
+package meta
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+)
+
+// A statement names one of the texts below. All SQL of the program but the
+// migrations is here; Open prepares every text, so one that does not fit the
+// schema is found at the first start.
+type statement int
+
+const (
+	regionGet statement = iota
+	regionPut
+	accountInsert
+	accountGet
+	accountByToken
+	accountList
+	chainInsert
+	chainGet
+	chainByOrigin
+	volumeInsert
+	volumeGet
+	volumeByName
+	volumeByOrigin
+	versionInsert
+	versionGet
+	versionUpdate
+	versionDelete
+	versionChildren
+	versionsOfVolume
+	versionsInChain
+	versionsOpen
+	versionsByDigest
+	versionsAll
+	holdPut
+	holdDrop
+	holdList
+	segmentInsert
+	segmentGet
+	segmentsOfVersion
+	segmentPlace
+	segmentSetDead
+	segmentDelete
+	segmentsDeleteOfVersion
+	segmentsOfObject
+	segmentPage
+	objectInsert
+	objectGet
+	objectDelete
+	objectPage
+	checkpointPut
+	checkpointGet
+	checkpointDelete
+	snapshotInsert
+	snapshotGet
+	snapshotUpdate
+	snapshotDelete
+	snapshotPage
+	snapshotsOfVersion
+	copyInsert
+	copyGet
+	copyUpdate
+	copyOfSnapshot
+	copiesActive
+	pinInsert
+	pinGet
+	pinByCopy
+	pinDelete
+	pinsOfSnapshot
+	pinsFromRegion
+	jobInsert
+	jobGet
+	jobsOfSubject
+	jobsRunning
+	jobRunnable
+	jobNextRun
+	jobClaim
+	jobBeat
+	jobRequeue
+	jobSettle
+	jobLease
+	jobCancelQueued
+	jobCancelStarted
+	requestInsert
+	requestGet
+	usageInsert
+	usageOfSubject
+	auditInsert
+	auditOfSubject
+	numStatements
+)
+
+// The columns of the tables, in the order of the scan functions.
+const (
+	accountColumns    = `id, name, token_hash, created`
+	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
+	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
+	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed`
+	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token`
+	checkpointColumns = `version, root, finished, counts, updated`
+	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
+		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted`
+	copyColumns = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished`
+	pinColumns  = `id, snapshot, version, region, incarnation, copy, created`
+	jobColumns  = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished`
+)
+
+// statementText holds the texts. They keep to what SQLite and PostgreSQL both
+// have: $n placeholders, ON CONFLICT, RETURNING, no functions of one engine.
+var statementText = [numStatements]string{
+	regionGet: `SELECT name, id, incarnation, sign_key, lookup_key, created FROM region`,
+	regionPut: `INSERT INTO region (one, name, id, incarnation, sign_key, lookup_key, created) VALUES (1, $1, $2, $3, $4, $5, $6)
+		ON CONFLICT (one) DO UPDATE SET name = $1, id = $2, incarnation = $3, sign_key = $4, lookup_key = $5, created = $6`,
+
+	accountInsert:  `INSERT INTO accounts (` + accountColumns + `) VALUES ($1, $2, $3, $4)`,
+	accountGet:     `SELECT ` + accountColumns + ` FROM accounts WHERE id = $1`,
+	accountByToken: `SELECT ` + accountColumns + ` FROM accounts WHERE token_hash = $1`,
+	accountList:    `SELECT ` + accountColumns + ` FROM accounts ORDER BY name`,
+
+	chainInsert:   `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+	chainGet:      `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
+	chainByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 ORDER BY created, id LIMIT 1`,
+
+	volumeInsert:   `INSERT INTO volumes (` + volumeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+	volumeGet:      `SELECT ` + volumeColumns + ` FROM volumes WHERE id = $1`,
+	volumeByName:   `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND name = $2 AND origin_region = '' ORDER BY created, id LIMIT 1`,
+	volumeByOrigin: `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND origin_region = $2 AND origin_volume = $3 ORDER BY created, id LIMIT 1`,
+
+	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	versionGet: `SELECT ` + versionColumns + ` FROM versions v WHERE v.id = $1`,
+	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11
+		WHERE id = $1 AND edge = $2`,
+	versionDelete:    `DELETE FROM versions WHERE id = $1`,
+	versionChildren:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.parent = $1 ORDER BY v.created, v.id`,
+	versionsOfVolume: `SELECT ` + versionColumns + ` FROM versions v WHERE v.volume = $1 ORDER BY v.sequence DESC, v.id DESC`,
+	versionsInChain:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.chain = $1 ORDER BY v.created, v.id`,
+	versionsOpen:     `SELECT ` + versionColumns + ` FROM versions v WHERE v.state = 'open' ORDER BY v.created, v.id`,
+	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE v.digest = $2 AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
+	versionsAll:      `SELECT ` + versionColumns + ` FROM versions v ORDER BY v.created, v.id`,
+
+	holdPut:  `INSERT INTO holds (version, kind, owner, created) VALUES ($1, $2, $3, $4) ON CONFLICT (version, kind, owner) DO NOTHING`,
+	holdDrop: `DELETE FROM holds WHERE version = $1 AND kind = $2 AND owner = $3`,
+	holdList: `SELECT version, kind, owner, created FROM holds WHERE version = $1 ORDER BY created, kind, owner`,
+
+	segmentInsert:     `INSERT INTO segments (` + segmentColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	segmentGet:        `SELECT ` + segmentColumns + ` FROM segments WHERE id = $1`,
+	segmentsOfVersion: `SELECT ` + segmentColumns + ` FROM segments WHERE version = $1 ORDER BY id`,
+	segmentPlace: `UPDATE segments SET state = 'live', object = $2, "offset" = $3, length = $4, generation = $5, slots = $6
+		WHERE id = $1 AND state = 'writing'`,
+	segmentSetDead:          `UPDATE segments SET dead = $2, dead_slots = $3 WHERE id = $1`,
+	segmentDelete:           `DELETE FROM segments WHERE id = $1 RETURNING object`,
+	segmentsDeleteOfVersion: `DELETE FROM segments WHERE version = $1 RETURNING object`,
+	segmentsOfObject:        `SELECT ` + segmentColumns + ` FROM segments WHERE object = $1 ORDER BY "offset"`,
+	segmentPage:             `SELECT ` + segmentColumns + ` FROM segments WHERE id > $1 ORDER BY id LIMIT $2`,
+
+	objectInsert: `INSERT INTO objects (name, size, crc, created) VALUES ($1, $2, $3, $4)`,
+	objectGet:    `SELECT name, size, crc, created FROM objects WHERE name = $1`,
+	objectDelete: `DELETE FROM objects WHERE name = $1`,
+	objectPage:   `SELECT name, size, crc, created FROM objects WHERE name > $1 ORDER BY name LIMIT $2`,
+
+	checkpointPut: `INSERT INTO checkpoints (` + checkpointColumns + `) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (version) DO UPDATE SET root = $2, finished = $3, counts = $4, updated = $5`,
+	checkpointGet:    `SELECT ` + checkpointColumns + ` FROM checkpoints WHERE version = $1`,
+	checkpointDelete: `DELETE FROM checkpoints WHERE version = $1`,
+
+	snapshotInsert: `INSERT INTO snapshots (id, account, volume, version, state, reason, hint, name, description, tags, size, digest,
+		parent, source_region, source_snapshot, source_volume, copy, counts, retain_until, created, settled, deleted)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
+	snapshotGet: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.id = $1`,
+	snapshotUpdate: `UPDATE snapshots SET version = $3, state = $4, reason = $5, hint = $6, name = $7, description = $8, tags = $9, size = $10, digest = $11,
+		parent = $12, copy = $13, counts = $14, retain_until = $15, settled = $16, deleted = $17 WHERE id = $1 AND state = $2`,
+	snapshotDelete: `DELETE FROM snapshots WHERE id = $1`,
+	snapshotPage: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume
+		WHERE s.account = $1 AND ($2 = '' OR v.name = $2) AND ($3 = '' OR s.volume = $3) AND ($4 = '' OR s.state = $4) AND (s.created < $5 OR (s.created = $5 AND s.id < $6))
+		ORDER BY s.created DESC, s.id DESC LIMIT $7`,
+	snapshotsOfVersion: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.version = $1 ORDER BY s.created DESC, s.id DESC`,
+
+	copyInsert: `INSERT INTO copies (` + copyColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	copyGet:    `SELECT ` + copyColumns + ` FROM copies WHERE id = $1`,
+	copyUpdate: `UPDATE copies SET snapshot = $3, state = $4, reserved = $5, "full" = $6, base = $7, pin = $8, plan = $9, reason = $10, finished = $11
+		WHERE id = $1 AND state = $2`,
+	copyOfSnapshot: `SELECT ` + copyColumns + ` FROM copies WHERE snapshot = $1 ORDER BY created DESC, id DESC LIMIT 1`,
+	copiesActive:   `SELECT ` + copyColumns + ` FROM copies WHERE state <> 'done' AND state <> 'failed' AND state <> 'cancelled' ORDER BY created, id`,
+
+	pinInsert:      `INSERT INTO pins (` + pinColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (region, incarnation, copy) DO NOTHING`,
+	pinGet:         `SELECT ` + pinColumns + ` FROM pins WHERE id = $1`,
+	pinByCopy:      `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 AND incarnation = $2 AND copy = $3`,
+	pinDelete:      `DELETE FROM pins WHERE id = $1`,
+	pinsOfSnapshot: `SELECT ` + pinColumns + ` FROM pins WHERE snapshot = $1 ORDER BY created, id`,
+	pinsFromRegion: `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 ORDER BY created, id`,
+
+	jobInsert:     `INSERT INTO jobs (` + jobColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	jobGet:        `SELECT ` + jobColumns + ` FROM jobs WHERE id = $1`,
+	jobsOfSubject: `SELECT ` + jobColumns + ` FROM jobs WHERE subject = $1 ORDER BY created DESC, id DESC`,
+	jobsRunning:   `SELECT ` + jobColumns + ` FROM jobs WHERE state = 'running' ORDER BY created, id`,
+	jobRunnable:   `SELECT id FROM jobs WHERE state = 'queued' AND run_after <= $1 ORDER BY created, id LIMIT 1`,
+	jobNextRun:    `SELECT COALESCE(MIN(run_after), 0) FROM jobs WHERE state = 'queued' AND run_after > $1`,
+	jobClaim: `UPDATE jobs SET state = 'running', owner = $2, token = token + 1, beat = beat + 1
+		WHERE id = $1 AND state = 'queued' RETURNING ` + jobColumns,
+	jobBeat: `UPDATE jobs SET beat = beat + 1, progress = CASE WHEN $3 = '' THEN progress ELSE $3 END
+		WHERE id = $1 AND token = $2 AND state = 'running' RETURNING cancel`,
+	jobRequeue: `UPDATE jobs SET state = 'queued', owner = '', token = token + 1, run_after = 0
+		WHERE id = $1 AND token = $2 AND beat = $3 AND state = 'running'`,
+	jobSettle: `UPDATE jobs SET state = $3, owner = '', attempts = $4, run_after = $5, error = $6, progress = $7, finished = $8
+		WHERE id = $1 AND token = $2 AND state = 'running'`,
+	jobLease:         `SELECT id FROM jobs WHERE id = $1 AND token = $2 AND state = 'running'`,
+	jobCancelQueued:  `UPDATE jobs SET state = 'cancelled', cancel = 1, finished = $2 WHERE id = $1 AND state = 'queued' AND token = 0`,
+	jobCancelStarted: `UPDATE jobs SET cancel = 1, run_after = 0 WHERE id = $1 AND (state = 'running' OR state = 'queued')`,
+
+	requestInsert: `INSERT INTO requests (account, token, operation, fingerprint, result, created) VALUES ($1, $2, $3, $4, $5, $6)`,
+	requestGet:    `SELECT account, token, operation, fingerprint, result, created FROM requests WHERE account = $1 AND token = $2`,
+
+	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at) VALUES ($1, $2, $3, $4, $5)`,
+	usageOfSubject: `SELECT id, account, kind, subject, bytes, at FROM usage WHERE subject = $1 ORDER BY id`,
+	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
+	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
+}
+
+// reads reports whether the statement only reads.
+func (s statement) reads() bool { return strings.HasPrefix(statementText[s], "SELECT ") }
+
+// sqliteText is the text as SQLite wants it: ?1 where PostgreSQL has $1.
+func (s statement) sqliteText() string { return strings.ReplaceAll(statementText[s], "$", "?") }
+
+type statements [numStatements]*sql.Stmt
+
+// prepare prepares the texts that a pool of connections may use.
+func prepare(ctx context.Context, d *sql.DB, may func(statement) bool) (p statements, err error) {
+	for s := range numStatements {
+		if !may(s) {
+			continue
+		}
+		if p[s], err = d.PrepareContext(ctx, s.sqliteText()); err != nil {
+			return p, fmt.Errorf("prepare %q: %w", statementText[s], err)
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,142 @@
+package meta
+
+import (
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
+)
+
+func scanVersion(r scanner, v *Version) error {
+	return r.Scan(hexColumn{v.ID[:]}, hexColumn{v.Chain[:]}, &v.Volume, hexColumn{v.Parent[:]}, &v.State, &v.Edge, &v.Size, &v.Algorithm,
+		blobColumn{v.Digest[:]}, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed})
+}
+
+// InsertVersion adds a version. Its parent must be in the same chain (Invalid),
+// and an open version cannot be attached to a ghost (Conflict). The edge
+// revision of the parent is the caller's to compare and bump.
+func (tx *Tx) InsertVersion(v Version) error {
+	if !v.Parent.IsZero() {
+		p, err := tx.Version(v.Parent)
+		if err != nil {
+			return err
+		}
+		if p.Chain != v.Chain {
+			return snapferry.Errorf(snapferry.Invalid, "add version %s: its parent %s is in another chain", v.ID, p.ID)
+		}
+		if v.State == snapferry.VersionOpen && p.State == snapferry.VersionGhost {
+			return snapferry.Errorf(snapferry.Conflict, "add version %s: its parent %s is being deleted", v.ID, p.ID)
+		}
+	}
+	return tx.run(versionInsert, []any{
+		hexOrNull(v.ID), hexOrNull(v.Chain), string(v.Volume), hexOrNull(v.Parent), string(v.State), v.Edge, v.Size, int64(v.Algorithm),
+		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, v.Sequence, millis(v.Created), millis(v.Sealed),
+	}, "add version %s", v.ID)
+}
+
+// Version returns a version by its id.
+func (tx *Tx) Version(id snapferry.VersionID) (Version, error) {
+	return get(tx, versionGet, scanVersion, "version", id, hexText(id))
+}
+
+// UpdateVersion writes what can change of a version (parent, state, size,
+// digest, root, blocks, revision, token, sealed) and bumps its edge revision.
+// It is a Conflict when the stored edge revision is not expectEdge, or when
+// the move of its state is not legal.
+func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
+	old, err := tx.Version(v.ID)
+	if err != nil {
+		return err
+	}
+	if old.State != v.State && !old.State.CanBecome(v.State) {
+		return snapferry.Errorf(snapferry.Conflict, "version %s is %s and cannot become %s", v.ID, old.State, v.State)
+	}
+	n, err := tx.exec(versionUpdate, hexText(v.ID), expectEdge, hexOrNull(v.Parent), string(v.State), v.Size,
+		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed))
+	if err != nil {
+		return fail(err, "write version %s", v.ID)
+	}
+	if n == 0 {
+		return snapferry.Errorf(snapferry.Conflict, "version %s has edge revision %d, not %d", v.ID, old.Edge, expectEdge)
+	}
+	return nil
+}
+
+// DeleteVersion forgets a version and its checkpoint; snapshots that name it
+// name none then. It is a Conflict while it has holds, pins or children.
+func (tx *Tx) DeleteVersion(id snapferry.VersionID) error {
+	return tx.one(versionDelete, []any{hexText(id)}, "version", id)
+}
+
+// Children returns the versions whose parent is id, oldest first.
+func (tx *Tx) Children(id snapferry.VersionID) ([]Version, error) {
+	return list(tx, versionChildren, scanVersion, "versions", hexText(id))
+}
+
+// VersionsOf returns the versions of a lineage, newest first.
+func (tx *Tx) VersionsOf(volume snapferry.VolumeID) ([]Version, error) {
+	return list(tx, versionsOfVolume, scanVersion, "versions", string(volume))
+}
+
+// VersionsIn returns the versions of a chain, oldest first.
+func (tx *Tx) VersionsIn(chain snapferry.ChainID) ([]Version, error) {
+	return list(tx, versionsInChain, scanVersion, "versions", hexText(chain))
+}
+
+// OpenVersions returns the open versions, oldest first.
+func (tx *Tx) OpenVersions() ([]Version, error) {
+	return list(tx, versionsOpen, scanVersion, "versions")
+}
+
+// VersionsByDigest returns the account's versions with a digest, ghosts
+// included, newest first.
+func (tx *Tx) VersionsByDigest(account snapferry.AccountID, d digest.Digest) ([]Version, error) {
+	return list(tx, versionsByDigest, scanVersion, "versions", string(account), digestOrNull(d))
+}
+
+// AllVersions returns every version, oldest first.
+func (tx *Tx) AllVersions() ([]Version, error) {
+	return list(tx, versionsAll, scanVersion, "versions")
+}
+
+// PutHold gives a version a reason to live; a second time it changes nothing.
+// A ghost takes no hold (Conflict).
+func (tx *Tx) PutHold(h Hold) error {
+	v, err := tx.Version(h.Version)
+	if err != nil {
+		return err
+	}
+	if v.State == snapferry.VersionGhost {
+		return snapferry.Errorf(snapferry.Conflict, "hold version %s: it is being deleted", h.Version)
+	}
+	return tx.run(holdPut, []any{hexText(h.Version), h.Kind, h.Owner, millis(h.Created)}, "hold version %s", h.Version)
+}
+
+// DropHold takes a hold away; what is not there is no error.
+func (tx *Tx) DropHold(version snapferry.VersionID, kind, owner string) error {
+	return tx.run(holdDrop, []any{hexText(version), kind, owner}, "drop a hold of version %s", version)
+}
+
+// Holds returns the holds of a version, oldest first.
+func (tx *Tx) Holds(version snapferry.VersionID) ([]Hold, error) {
+	return list(tx, holdList, func(r scanner, h *Hold) error {
+		return r.Scan(hexColumn{h.Version[:]}, &h.Kind, &h.Owner, timeColumn{&h.Created})
+	}, "holds", hexText(version))
+}
+
+// PutCheckpoint writes how far an open version has come.
+func (tx *Tx) PutCheckpoint(c Checkpoint) error {
+	return tx.run(checkpointPut, []any{
+		hexOrNull(c.Version), blobOrNull(c.Root), blobOrNull(c.Finished), jsonText(c.Counts), millis(c.Updated),
+	}, "write the checkpoint of version %s", c.Version)
+}
+
+// Checkpoint returns how far an open version has come.
+func (tx *Tx) Checkpoint(version snapferry.VersionID) (Checkpoint, error) {
+	return get(tx, checkpointGet, func(r scanner, c *Checkpoint) error {
+		return r.Scan(hexColumn{c.Version[:]}, &c.Root, &c.Finished, jsonColumn{&c.Counts}, timeColumn{&c.Updated})
+	}, "checkpoint of version", version, hexText(version))
+}
+
+// DeleteCheckpoint forgets a checkpoint; what is not there is no error.
+func (tx *Tx) DeleteCheckpoint(version snapferry.VersionID) error {
+	return tx.run(checkpointDelete, []any{hexText(version)}, "forget the checkpoint of version %s", version)
+}

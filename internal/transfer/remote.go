@@ -1,0 +1,73 @@
+package transfer
+
+import (
+	"context"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
+)
+
+// Hello is what regions tell each other first.
+type Hello struct {
+	Region      snapferry.RegionName `json:"region"`
+	Version     string               `json:"version"`  // of the program
+	Protocol    int                  `json:"protocol"` // of the peer service
+	Incarnation uint64               `json:"incarnation"`
+}
+
+// Description is what a region says of one of its snapshots to another.
+type Description struct {
+	Info
+	Snapshot snapferry.SnapshotID
+	Name     string
+	Created  time.Time
+	Volume   string             // name of the lineage
+	VolumeID snapferry.VolumeID // the lineage
+	Chain    snapferry.ChainID
+	// Lineage has the digests of the snapshot's ancestors that still live,
+	// newest first: whoever has one of them has a base.
+	Lineage []digest.Digest
+}
+
+// MaxLineage is how many ancestors a description names.
+const MaxLineage = 64
+
+// Pin asks a source to keep a snapshot until it is released.
+type Pin struct {
+	Snapshot    snapferry.SnapshotID `json:"snapshot"`
+	Copy        snapferry.CopyID     `json:"copy"`        // of the region that asks
+	Incarnation uint64               `json:"incarnation"` // of the region that asks
+}
+
+// Handle says by what right nodes and blocks of a snapshot are read: a pin, or,
+// to plan only, the snapshot itself.
+type Handle struct {
+	Pin      string               `json:"pin,omitempty"`
+	Snapshot snapferry.SnapshotID `json:"snapshot"`
+}
+
+// Caller is who asks over the connection between regions: a region, proven by
+// its certificate, on behalf of an account it names.
+type Caller struct {
+	Region  snapferry.RegionName
+	Account string // name
+}
+
+// Remote is another region, seen on behalf of an account.
+type Remote interface {
+	Hello(ctx context.Context) (Hello, error)
+	Describe(ctx context.Context, id snapferry.SnapshotID) (Description, error)
+	Pin(ctx context.Context, p Pin) (handle Handle, err error)
+	Release(ctx context.Context, h Handle) error
+	Source(h Handle) Source
+}
+
+// Host is what a region offers to others.
+type Host interface {
+	Hello(ctx context.Context, c Caller) (Hello, error)
+	Describe(ctx context.Context, c Caller, id snapferry.SnapshotID) (Description, error)
+	Pin(ctx context.Context, c Caller, p Pin) (handle Handle, err error)
+	Release(ctx context.Context, c Caller, h Handle) error
+	Source(ctx context.Context, c Caller, h Handle) (Source, error)
+}

@@ -1,0 +1,209 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+)
+
+// Stats counts what a run does while it runs.
+type Stats struct {
+	Settled atomic.Int64 // blocks whose place in the version is decided
+	Reused  atomic.Int64 // blocks of them that the base had
+	Moved   atomic.Int64 // bytes of frames that came from the source
+	Blocks  atomic.Int64 // blocks that came from the source
+}
+
+// Config is what a run needs.
+type Config struct {
+	Info    Info
+	Source  Source
+	Sink    Sink
+	Stats   *Stats
+	Streams int // block streams at a time; 0 for 4
+	// Settle, if not nil, is told how many blocks a leaf settles, when it ends.
+	Settle func(leaf uint64, blocks int64)
+}
+
+// Pruned stands for the leaf in Config.Settle when blocks are settled by equal
+// subtrees.
+const Pruned = ^uint64(0)
+
+const (
+	defaultStreams = 4
+	// A batch, what one stream is asked for, has at most so many stored bytes
+	// or leaves.
+	batchBytes  = 8 << 20
+	batchLeaves = 16
+)
+
+// Run fills the sink with the source's content. Everything is checked against
+// the source's digests before it counts; what an earlier run settled durably
+// is not asked for again. When Run returns nil all leaves have ended; sealing,
+// which proves the whole digest, is the caller's.
+func Run(ctx context.Context, c Config) error {
+	if c.Streams == 0 {
+		c.Streams = defaultStreams
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	batches := make(chan []job)
+	for range c.Streams {
+		g.Go(func() error {
+			f, err := c.Sink.NewFiller()
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			for b := range batches {
+				if err := c.move(ctx, f, b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		defer close(batches)
+		return c.dispatch(ctx, batches)
+	})
+	return g.Wait()
+}
+
+// job is a step with its ticket.
+type job struct {
+	Step
+	ticket Ticket
+}
+
+// dispatch plans and hands out batches of steps.
+func (c *Config) dispatch(ctx context.Context, out chan<- []job) error {
+	var batch []job
+	var bytes int64
+	send := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		select {
+		case out <- batch:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		batch, bytes = nil, 0
+		return nil
+	}
+	p := Planner{Info: c.Info, Source: c.Source, Base: c.Sink.Base()}
+	err := p.Run(ctx, func(s Step) error {
+		if s.Node != nil && c.Sink.Finished(s.Leaf) {
+			return snapferry.Errorf(snapferry.Corrupt, "leaf %d was finished by an earlier run but differs from the source", s.Leaf)
+		}
+		t, err := c.Sink.Ticket(s.Leaf)
+		if err != nil {
+			return err
+		}
+		if s.Node == nil {
+			return c.Sink.Absent(ctx, t)
+		}
+		batch = append(batch, job{s, t})
+		if bytes += s.Bytes; bytes >= batchBytes || len(batch) >= batchLeaves {
+			return send()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// What the planner pruned the base has already.
+	pruned := c.Info.Present/snapferry.BlockSize - p.settled
+	c.Stats.Settled.Add(pruned)
+	c.Stats.Reused.Add(pruned)
+	if c.Settle != nil {
+		c.Settle(Pruned, pruned)
+	}
+	return send()
+}
+
+// move fills the leaves of a batch from one stream of blocks.
+func (c *Config) move(ctx context.Context, f Filler, batch []job) error {
+	var want []Want
+	for _, j := range batch {
+		if j.Want != (blockmap.Bitmap{}) {
+			want = append(want, Want{Leaf: j.Leaf, Blocks: j.Want})
+		}
+	}
+	var frames Frames = none{}
+	if len(want) > 0 {
+		var err error
+		if frames, err = c.Source.Blocks(ctx, want); err != nil {
+			return err
+		}
+	}
+	defer frames.Close()
+	for _, j := range batch {
+		if err := f.Begin(ctx, j.ticket); err != nil {
+			return err
+		}
+		if err := c.fill(f, j, frames); err != nil {
+			return err
+		}
+		if err := f.End(ctx); err != nil {
+			return err
+		}
+		blocks, moved := int64(j.Node.Len()), int64(j.Want.Count())
+		c.Stats.Settled.Add(blocks)
+		c.Stats.Reused.Add(blocks - moved)
+		if c.Settle != nil {
+			c.Settle(j.Leaf, blocks)
+		}
+	}
+	if _, err := frames.Next(); !errors.Is(err, io.EOF) {
+		if err == nil {
+			err = snapferry.Errorf(snapferry.Corrupt, "the source sent more blocks than were asked for")
+		}
+		return err
+	}
+	return nil
+}
+
+// fill sets the blocks of one leaf.
+func (c *Config) fill(f Filler, j job, frames Frames) error {
+	for i := range blockmap.Fanout {
+		d, _, ok := j.Node.Child(i)
+		if !ok {
+			continue
+		}
+		if !j.Want.Has(i) {
+			if err := f.Keep(i, d); err != nil {
+				return err
+			}
+			continue
+		}
+		fr, err := frames.Next()
+		if errors.Is(err, io.EOF) {
+			return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+		}
+		if err != nil {
+			return err
+		}
+		if at := j.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
+			return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
+		}
+		if err := f.PutFrame(i, d, fr.Codec, fr.RawLength, fr.Payload); err != nil {
+			return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
+		}
+		c.Stats.Moved.Add(int64(len(fr.Payload)))
+		c.Stats.Blocks.Add(1)
+	}
+	return nil
+}
+
+// none is the stream of no frames.
+type none struct{}
+
+func (none) Next() (Frame, error) { return Frame{}, io.EOF }
+func (none) Close() error         { return nil }

@@ -1,0 +1,56 @@
+package vault
+
+import (
+	"context"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+)
+
+// Frame is a block as it is stored, opened but not decompressed.
+type Frame struct {
+	Block     uint64
+	Codec     snapferry.Codec
+	RawLength int // plain bytes
+	Payload   []byte
+}
+
+// A FrameReader reads blocks as they are stored, for a copy. Checksums are
+// checked; the digests are for whoever decompresses to check. It is for one
+// goroutine.
+type FrameReader struct {
+	fetch  fetcher
+	frames []Frame
+}
+
+// NewFrameReader returns a reader of the vault's frames.
+func (v *Vault) NewFrameReader() *FrameReader { return &FrameReader{fetch: fetcher{v: v}} }
+
+// Read returns the frames of the blocks of a leaf that want has, ascending.
+// They are valid until the next call. A block that the map does not have is
+// NotFound.
+func (r *FrameReader) Read(ctx context.Context, m blockmap.Map, leaf uint64, want blockmap.Bitmap) ([]Frame, error) {
+	n, err := m.Leaf(ctx, leaf)
+	if err != nil {
+		return nil, err
+	}
+	for i := range want.All() {
+		if n == nil || !n.Presence.Has(i) {
+			return nil, snapferry.Errorf(snapferry.NotFound, "the snapshot has no block %d", leaf*blockmap.Fanout+uint64(i))
+		}
+	}
+	if want == (blockmap.Bitmap{}) {
+		return nil, nil
+	}
+	frames, err := r.fetch.load(ctx, leaf, n, want)
+	if err != nil {
+		return nil, err
+	}
+	r.frames = r.frames[:0]
+	for _, f := range frames {
+		r.frames = append(r.frames, Frame{
+			Block: f.entry.Info.Index, Codec: f.entry.Info.Codec, RawLength: int(f.entry.Info.RawLength), Payload: f.payload,
+		})
+	}
+	return r.frames, nil
+}

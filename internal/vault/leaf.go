@@ -1,0 +1,169 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
+)
+
+// A LeafWriter fills leaves of an open version, one after the other. It is for
+// one goroutine; several work on one Writer.
+type LeafWriter struct {
+	w      *Writer
+	comp   *compressor
+	dec    *decompressor
+	plain  []byte // scratch for one block
+	base   *blockmap.Node
+	leaf   uint64
+	seq    uint64
+	frames []staged
+	data   []byte // the frames' payloads
+	has    blockmap.Bitmap
+	digest [blockmap.Fanout]digest.Digest
+	refs   [blockmap.Fanout]snapferry.Ref
+}
+
+// NewLeafWriter returns one more filler of leaves; Close ends it.
+func (w *Writer) NewLeafWriter() (*LeafWriter, error) {
+	comp, err := newCompressor(w.v.codec)
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Internal, "compressor: %w", err)
+	}
+	dec, err := newDecompressor()
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Internal, "decompressor: %w", err)
+	}
+	return &LeafWriter{w: w, comp: comp, dec: dec, plain: make([]byte, snapferry.BlockSize), data: make([]byte, 0, 2<<20)}, nil
+}
+
+// Close frees what the writer holds.
+func (l *LeafWriter) Close() { l.dec.close() }
+
+// Begin starts the leaf of a ticket. All its blocks are absent at first.
+func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
+	l.leaf, l.seq = t.Leaf, t.Seq
+	l.frames, l.data = l.frames[:0], l.data[:0]
+	l.has = blockmap.Bitmap{}
+	l.base, err = l.w.base.Leaf(ctx, t.Leaf)
+	return err
+}
+
+// Base returns the leaf the version has at this place so far: the parent's, or
+// what an earlier run left. It is nil when absent and must not be changed.
+func (l *LeafWriter) Base() *blockmap.Node { return l.base }
+
+var zeros [snapferry.BlockSize]byte
+
+// Put sets block i of the leaf to plain bytes: 65,536, or fewer at the end of
+// the disk. Zeros stay absent, equal content keeps the base's ref.
+func (l *LeafWriter) Put(i int, plain []byte) error {
+	if bytes.Equal(plain, zeros[:len(plain)]) {
+		return nil
+	}
+	d := digest.Block(plain)
+	if l.inherit(i, d) {
+		return nil
+	}
+	l.reserve(len(plain) + slack)
+	off := len(l.data)
+	out, codec := l.comp.append(l.data[off:off:cap(l.data)], plain)
+	l.stage(i, d, codec, len(plain), out)
+	return nil
+}
+
+// PutFrame sets block i to the content of a frame as another region stored
+// it. The frame is decompressed and checked against d, then kept as it is.
+func (l *LeafWriter) PutFrame(i int, d digest.Digest, codec snapferry.Codec, rawLength int, payload []byte) error {
+	if l.inherit(i, d) {
+		return nil
+	}
+	at := l.leaf*blockmap.Fanout + uint64(i)
+	if want := blockLength(at, l.w.row.Size); rawLength != want || len(payload) > rawLength || len(payload) == 0 {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d: frame of %d bytes for %d plain ones, want %d plain ones", at, len(payload), rawLength, want)
+	}
+	clear(l.plain[rawLength:])
+	if err := l.dec.into(l.plain[:rawLength], payload, codec); err != nil {
+		return snapferry.Errorf(snapferry.KindOf(err), "block %d: %w", at, err)
+	}
+	if digest.Block(l.plain) != d {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d: %w", at, digest.ErrMismatch)
+	}
+	if bytes.Equal(l.plain, zeros[:]) {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d is all zero and must be absent", at)
+	}
+	l.reserve(len(payload))
+	off := len(l.data)
+	l.stage(i, d, codec, rawLength, append(l.data[off:off:cap(l.data)], payload...))
+	return nil
+}
+
+// Keep sets block i to what the base has there, which must be d.
+func (l *LeafWriter) Keep(i int, d digest.Digest) error {
+	if !l.inherit(i, d) {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d is not what the base has", l.leaf*blockmap.Fanout+uint64(i))
+	}
+	return nil
+}
+
+// blockLength is how many bytes of block at lie within a disk of size bytes.
+func blockLength(at uint64, size int64) int {
+	return int(min(size-int64(at)*snapferry.BlockSize, snapferry.BlockSize))
+}
+
+// inherit takes the base's ref when it has d at block i.
+func (l *LeafWriter) inherit(i int, d digest.Digest) bool {
+	if l.base == nil {
+		return false
+	}
+	have, ref, ok := l.base.Child(i)
+	if !ok || have != d {
+		return false
+	}
+	l.has.Set(i)
+	l.digest[i], l.refs[i] = d, ref
+	return true
+}
+
+// reserve makes room for n more bytes of payload.
+func (l *LeafWriter) reserve(n int) {
+	if cap(l.data)-len(l.data) >= n {
+		return
+	}
+	data := make([]byte, len(l.data), max(2*cap(l.data), len(l.data)+n))
+	copy(data, l.data)
+	off := 0
+	for k := range l.frames {
+		end := off + len(l.frames[k].payload)
+		l.frames[k].payload = data[off:end]
+		off = end
+	}
+	l.data = data
+}
+
+func (l *LeafWriter) stage(i int, d digest.Digest, codec snapferry.Codec, raw int, payload []byte) {
+	l.data = l.data[:len(l.data)+len(payload)]
+	l.has.Set(i)
+	l.digest[i] = d
+	l.frames = append(l.frames, staged{block: i, payload: payload, info: snapferry.FrameInfo{
+		Kind: snapferry.BlockFrame, Codec: codec, RawLength: uint32(raw),
+		Position: snapferry.Position{Index: l.leaf*blockmap.Fanout + uint64(i)},
+	}})
+}
+
+// End gives the new blocks their places and hands the leaf over.
+func (l *LeafWriter) End(ctx context.Context) error {
+	if err := l.w.pack.add(ctx, l.frames, &l.refs); err != nil {
+		return err
+	}
+	n := &blockmap.Node{}
+	for i := range blockmap.Fanout {
+		if l.has.Has(i) {
+			n.Append(i, l.digest[i], l.refs[i], 0)
+		}
+	}
+	l.w.changed.Add(int64(len(l.frames)) * snapferry.BlockSize)
+	return l.w.deliver(ctx, l.seq, n)
+}

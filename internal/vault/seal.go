@@ -1,0 +1,258 @@
+package vault
+
+import (
+	"context"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/meta"
+)
+
+// Sealed tells what a seal made.
+type Sealed struct {
+	Version snapferry.VersionID
+	Digest  digest.Digest
+	Present int64 // plain bytes of blocks that are not zero
+	Changed int64 // plain bytes of blocks written by this run
+	Stored  int64 // bytes put into the bucket by this run
+}
+
+// SealConfig says how a version is sealed.
+type SealConfig struct {
+	// Want, if not zero, is the digest the version must have: else the seal
+	// fails as Corrupt and the version stays open.
+	Want digest.Digest
+	// Hold keeps the version alive from the seal on.
+	Hold meta.Hold
+	// Commit, if not nil, does what else belongs into the one transaction that
+	// makes the version real. It may run twice.
+	Commit func(*meta.Tx, Sealed) error
+}
+
+// Seal completes the version: every leaf delivered, every frame and node
+// durable, the version record written, and then one transaction. Before that
+// transaction commits nothing is visible; when Seal fails the version is open
+// as before, or, if only the answer to the commit was lost, sealed.
+func (w *Writer) Seal(ctx context.Context, c SealConfig) (Sealed, error) {
+	w.made.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.tickets) > 0 {
+		return Sealed{}, snapferry.Errorf(snapferry.Internal, "seal with %d leaves not delivered", len(w.tickets))
+	}
+	root, err := w.builder.Finish(ctx)
+	if err != nil {
+		return Sealed{}, err
+	}
+	m := blockmap.Map{Size: w.row.Size, Root: root, Nodes: w.v}
+	s := Sealed{Version: w.row.ID, Digest: m.Digest(), Changed: w.changed.Load()}
+	if root != nil {
+		s.Present = int64(root.Blocks()) * snapferry.BlockSize
+	}
+	if !c.Want.IsZero() && s.Digest != c.Want {
+		return Sealed{}, snapferry.Errorf(snapferry.Corrupt, "the content has digest %s, want %s", s.Digest, c.Want)
+	}
+	if err := w.pack.cut(ctx); err != nil {
+		return Sealed{}, err
+	}
+	if err := w.pack.wait(); err != nil {
+		return Sealed{}, err
+	}
+	s.Stored = w.Stored()
+	taken := w.pack.take()
+	if err := w.placeForSettling(ctx, taken); err != nil {
+		return Sealed{}, err
+	}
+	dead, err := w.settle(ctx, m)
+	if err != nil {
+		return Sealed{}, err
+	}
+	return s, w.commit(ctx, c, s, root, taken, dead)
+}
+
+// placeForSettling makes the segments of a resumed version readable, because
+// settling walks the map.
+func (w *Writer) placeForSettling(ctx context.Context, taken []object) error {
+	if !w.resumed || len(taken) == 0 {
+		return nil
+	}
+	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := w.pack.fence(tx); err != nil {
+			return err
+		}
+		return placeAll(tx, taken)
+	})
+}
+
+// commit writes the version record and makes the version real.
+func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadSlots) error {
+	row := w.row
+	row.State, row.Digest, row.Blocks = snapferry.VersionSealed, s.Digest, uint64(s.Present/snapferry.BlockSize)
+	row.Sealed, row.Token = time.Now(), w.pack.token
+	var err error
+	if row.Root, err = encodeRoot(root); err != nil {
+		return err
+	}
+	if row.Revision, err = w.v.writeRecord(ctx, row, change{add: []meta.Hold{c.Hold}}); err != nil {
+		return err
+	}
+	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := w.pack.fence(tx); err != nil {
+			return err
+		}
+		if !w.resumed {
+			if err := placeAll(tx, taken); err != nil {
+				return err
+			}
+		}
+		if err := dead.set(tx); err != nil {
+			return err
+		}
+		now, err := tx.Version(row.ID)
+		if err != nil {
+			return err
+		}
+		if now.State != snapferry.VersionOpen {
+			return snapferry.Errorf(snapferry.Conflict, "version %s is %s, not open", row.ID, now.State)
+		}
+		if err := tx.UpdateVersion(row, now.Edge); err != nil {
+			return err
+		}
+		if err := bump(tx, row.Parent); err != nil {
+			return err
+		}
+		if err := tx.PutHold(c.Hold); err != nil {
+			return err
+		}
+		if err := tx.DeleteCheckpoint(row.ID); err != nil {
+			return err
+		}
+		if c.Commit == nil {
+			return nil
+		}
+		return c.Commit(tx, s)
+	})
+}
+
+// bump moves the edge revision of a neighbour, so that whoever computed with
+// its old surroundings computes again.
+func bump(tx *meta.Tx, id snapferry.VersionID) error {
+	if id.IsZero() {
+		return nil
+	}
+	row, err := tx.Version(id)
+	if err != nil {
+		return err
+	}
+	return tx.UpdateVersion(row, row.Edge)
+}
+
+// deadSlots are slots that were written and that no map refers to.
+type deadSlots map[snapferry.SegmentID]*slotSet
+
+type slotSet struct {
+	bits []byte
+	n    int
+}
+
+func (d deadSlots) add(id snapferry.SegmentID, slot uint16) {
+	s := d[id]
+	if s == nil {
+		s = &slotSet{}
+		d[id] = s
+	}
+	s.add(slot)
+}
+
+func (s *slotSet) add(slot uint16) {
+	for len(s.bits) <= int(slot)/8 {
+		s.bits = append(s.bits, 0)
+	}
+	if bit := byte(1) << (slot % 8); s.bits[slot/8]&bit == 0 {
+		s.bits[slot/8] |= bit
+		s.n++
+	}
+}
+
+func (s *slotSet) has(slot uint16) bool {
+	return s != nil && int(slot)/8 < len(s.bits) && s.bits[slot/8]&(1<<(slot%8)) != 0
+}
+
+func (d deadSlots) set(tx *meta.Tx) error {
+	for id, s := range d {
+		if err := tx.SetDead(id, s.bits, s.n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle finds the slots written under the version that its final map does not
+// have. In one run these are the spine nodes that checkpoints wrote. After a
+// restart they are found by walking what the map has of the version's own
+// segments: the cost is what was written, not what the disk has.
+func (w *Writer) settle(ctx context.Context, m blockmap.Map) (deadSlots, error) {
+	dead := deadSlots{}
+	if !w.resumed {
+		for _, r := range w.builder.Superseded() {
+			dead.add(r.Segment, r.Slot)
+		}
+		return dead, nil
+	}
+	var own []meta.Segment
+	err := w.v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		own, err = tx.SegmentsOf(w.row.ID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	live := deadSlots{}
+	for _, s := range own {
+		live[s.ID] = &slotSet{}
+	}
+	if err := w.v.markOwn(ctx, snapferry.Position{Level: blockmap.RootLevel}, m.Root, live); err != nil {
+		return nil, err
+	}
+	for _, s := range own {
+		for slot := range s.Slots {
+			if !live[s.ID].has(uint16(slot)) {
+				dead.add(s.ID, uint16(slot))
+			}
+		}
+	}
+	return dead, nil
+}
+
+// markOwn marks the slots of the segments in live that the map has below n,
+// descending only into nodes that lie in them.
+func (v *Vault) markOwn(ctx context.Context, at snapferry.Position, n *blockmap.Node, live deadSlots) error {
+	if n == nil {
+		return nil
+	}
+	for i := range blockmap.Fanout {
+		d, ref, ok := n.Child(i)
+		if !ok {
+			continue
+		}
+		s := live[ref.Segment]
+		if s == nil {
+			continue
+		}
+		s.add(ref.Slot)
+		if at.Level == 0 {
+			continue
+		}
+		child := snapferry.Position{Level: at.Level - 1, Index: at.Index*blockmap.Fanout + uint64(i)}
+		c, err := v.ReadNode(ctx, child, d, ref)
+		if err != nil {
+			return err
+		}
+		if err := v.markOwn(ctx, child, c, live); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+package vault
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/extent"
+	"github.com/snapferry/snapferry/internal/meta"
+)
+
+const (
+	// checkpointMin is the least time between two checkpoints, and
+	// checkpointMax the time after which one is due even if no segment closed.
+	checkpointMin = 4 * time.Second
+	checkpointMax = 8 * time.Second
+)
+
+// A Writer fills one open version. Its methods are safe for concurrent use.
+type Writer struct {
+	v       *Vault
+	row     meta.Version
+	base    blockmap.Map // the parent's map, or an earlier run's partial one
+	pack    *packer
+	resumed bool
+	changed atomic.Int64 // plain bytes of blocks that got a slot
+
+	mu       sync.Mutex
+	builder  *blockmap.Builder
+	tickets  []Ticket // issued and not delivered, ascending
+	waiting  map[uint64]*blockmap.Node
+	issued   uint64     // tickets issued
+	finished extent.Set // leaves settled, durable or not
+
+	checkpoints bool
+	last        time.Time // of the last checkpoint, or the start
+	running     bool      // a checkpoint is being made
+	made        sync.WaitGroup
+	cperr       error
+	durable     func(extent.Set) // told what a checkpoint made durable
+}
+
+// Ticket is the right to fill one leaf. Tickets are issued in ascending order
+// of leaves; each must come to its End, in any order.
+type Ticket struct {
+	Leaf uint64
+	Seq  uint64 // position among the tickets of this run
+}
+
+// WriteConfig says who writes.
+type WriteConfig struct {
+	Job   snapferry.JobID
+	Token uint64
+	Fence Fence // nil for none
+	// Checkpoints makes the writer checkpoint as it goes, so that another run
+	// can go on. Without, an interrupted version can only be aborted.
+	Checkpoints bool
+	// Durable, if not nil, is told after each checkpoint which leaves need
+	// never be filled again.
+	Durable func(extent.Set)
+}
+
+// Write opens a writer on an open version: from nothing, or from the last
+// checkpoint of an earlier run.
+func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig) (*Writer, error) {
+	if c.Fence == nil {
+		c.Fence = func(*meta.Tx) error { return nil }
+	}
+	var row, parent meta.Version
+	var cp meta.Checkpoint
+	var resumed bool
+	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if row, err = tx.Version(id); err != nil {
+			return err
+		}
+		if row.State != snapferry.VersionOpen {
+			return snapferry.Errorf(snapferry.Conflict, "version %s is %s, not open", id, row.State)
+		}
+		if !row.Parent.IsZero() {
+			if parent, err = tx.Version(row.Parent); err != nil {
+				return err
+			}
+		}
+		cp, err = tx.Checkpoint(id)
+		resumed = err == nil
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{
+		v: v, row: row, pack: newPacker(v, row, c.Job, c.Token, c.Fence), resumed: resumed,
+		waiting: map[uint64]*blockmap.Node{}, checkpoints: c.Checkpoints, durable: c.Durable, last: time.Now(),
+	}
+	switch {
+	case resumed:
+		w.base = blockmap.Map{Size: row.Size, Nodes: v}
+		if w.base.Root, err = decodeRoot(cp.Root, row.Size); err == nil {
+			err = w.finished.UnmarshalBinary(cp.Finished)
+		}
+	case !row.Parent.IsZero():
+		w.base, err = v.mapOf(parent)
+	default:
+		w.base = blockmap.Map{Size: row.Size, Nodes: v}
+	}
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.KindOf(err), "version %s: %w", id, err)
+	}
+	w.builder = blockmap.NewBuilder(w.base, row.Size, w.pack)
+	return w, nil
+}
+
+// Base returns the map the version starts from: its parent's, or what an
+// earlier run left. Positions never filled keep its content.
+func (w *Writer) Base() blockmap.Map { return w.base }
+
+// Size returns the bytes of the disk.
+func (w *Writer) Size() int64 { return w.row.Size }
+
+// Finished reports whether an earlier run settled a leaf durably.
+func (w *Writer) Finished(leaf uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.finished.Contains(int64(leaf))
+}
+
+// Changed returns the plain bytes of the blocks written so far.
+func (w *Writer) Changed() int64 { return w.changed.Load() }
+
+// Stored returns the bytes this run put into the bucket so far.
+func (w *Writer) Stored() int64 {
+	w.pack.putMu.Lock()
+	defer w.pack.putMu.Unlock()
+	return w.pack.stored
+}
+
+// Ticket gives the right to fill a leaf; leaves must ascend.
+func (w *Writer) Ticket(leaf uint64) (Ticket, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.tickets); n > 0 && w.tickets[n-1].Leaf >= leaf {
+		return Ticket{}, snapferry.Errorf(snapferry.Internal, "leaf %d after leaf %d", leaf, w.tickets[n-1].Leaf)
+	}
+	t := Ticket{Leaf: leaf, Seq: w.issued}
+	w.issued++
+	w.tickets = append(w.tickets, t)
+	return t, nil
+}
+
+// Absent settles the leaf of a ticket as holding nothing.
+func (w *Writer) Absent(ctx context.Context, t Ticket) error { return w.deliver(ctx, t.Seq, nil) }
+
+// deliver takes a leaf and passes on to the builder what is in order now.
+func (w *Writer) deliver(ctx context.Context, seq uint64, n *blockmap.Node) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting[seq] = n
+	for len(w.tickets) > 0 {
+		t := w.tickets[0]
+		n, ok := w.waiting[t.Seq]
+		if !ok {
+			break
+		}
+		delete(w.waiting, t.Seq)
+		w.tickets = w.tickets[1:]
+		if err := w.builder.Set(ctx, t.Leaf, n); err != nil {
+			return err
+		}
+		w.finished.Add(extent.Extent{Off: int64(t.Leaf), Len: 1})
+	}
+	return w.checkpointIfDue(ctx)
+}
+
+// checkpointIfDue starts a checkpoint beside the callers when it is time.
+func (w *Writer) checkpointIfDue(ctx context.Context) error {
+	if !w.checkpoints || w.running || w.cperr != nil {
+		return w.cperr
+	}
+	since := time.Since(w.last)
+	if since < checkpointMin || since < checkpointMax && !w.pack.closedSince(w.last) {
+		return nil
+	}
+	return w.startCheckpoint(ctx)
+}
+
+func (p *packer) closedSince(t time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed.After(t)
+}
+
+// startCheckpoint cuts the segments under w.mu, so that the partial map and
+// what is finished belong together, and makes them durable beside the callers.
+func (w *Writer) startCheckpoint(ctx context.Context) error {
+	root, err := w.builder.Checkpoint(ctx)
+	if err != nil {
+		return err
+	}
+	rootBytes, err := encodeRoot(root)
+	if err != nil {
+		return err
+	}
+	finished, err := w.finished.AppendBinary(nil)
+	if err != nil {
+		return err
+	}
+	if err := w.pack.cut(ctx); err != nil {
+		return err
+	}
+	var set extent.Set // a copy: w.finished goes on
+	if err := set.UnmarshalBinary(finished); err != nil {
+		return err
+	}
+	w.running = true
+	w.made.Go(func() {
+		err := w.checkpoint(context.WithoutCancel(ctx), rootBytes, finished)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.running, w.last, w.cperr = false, time.Now(), err
+		if err == nil && w.durable != nil {
+			w.durable(set)
+		}
+	})
+	return nil
+}
+
+func (w *Writer) checkpoint(ctx context.Context, root, finished []byte) error {
+	if err := w.pack.wait(); err != nil {
+		return err
+	}
+	taken := w.pack.take()
+	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := w.pack.fence(tx); err != nil {
+			return err
+		}
+		if err := placeAll(tx, taken); err != nil {
+			return err
+		}
+		return tx.PutCheckpoint(meta.Checkpoint{Version: w.row.ID, Root: root, Finished: finished, Updated: time.Now()})
+	})
+}
+
+// Checkpoint makes everything delivered so far durable, to be gone on from.
+func (w *Writer) Checkpoint(ctx context.Context) error {
+	w.made.Wait()
+	w.mu.Lock()
+	err := w.cperr
+	if err == nil {
+		err = w.startCheckpoint(ctx)
+	}
+	w.mu.Unlock()
+	w.made.Wait()
+	if err == nil {
+		w.mu.Lock()
+		err = w.cperr
+		w.mu.Unlock()
+	}
+	return err
+}
+
+// Close ends a writer that was not sealed; the version stays open.
+func (w *Writer) Close() {
+	w.made.Wait()
+	w.pack.drop()
+}
