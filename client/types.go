@@ -1,0 +1,99 @@
+// Package client is the Go client of a region's native API, and the types that
+// cross it. docs/api.md has the requests.
+package client
+
+import (
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/extent"
+)
+
+// Region is what a region says of itself.
+type Region struct {
+	Name    snapferry.RegionName   `json:"name"`
+	Version string                 `json:"version"`
+	Account snapferry.Account      `json:"account"` // of the token that asked
+	Peers   []snapferry.RegionName `json:"peers"`
+}
+
+// Labels are what a caller writes on a new snapshot.
+type Labels struct {
+	Name          string         `json:"name,omitempty"`
+	Description   string         `json:"description,omitempty"`
+	Tags          snapferry.Tags `json:"tags,omitempty"`
+	RetentionDays int            `json:"retention_days,omitempty"` // 0: for ever
+}
+
+// ImportRequest asks for a snapshot of a disk that was handed over.
+type ImportRequest struct {
+	Volume string `json:"volume"`
+	Labels
+	Handle string `json:"handle"` // of the open disk, see package handoff
+}
+
+// CopyRequest asks a region to pull a snapshot from another.
+type CopyRequest struct {
+	From   snapferry.RegionName `json:"from"`
+	Source snapferry.SnapshotID `json:"source"`
+	Labels
+	Full        bool   `json:"full,omitempty"`
+	ClientToken string `json:"client_token,omitempty"` // makes a repeated request the same one
+}
+
+// ExportRequest asks for a snapshot's content to be written to a file or
+// device that was handed over.
+type ExportRequest struct {
+	Handle string `json:"handle"`
+}
+
+// FsckRequest asks for a check of the region.
+type FsckRequest struct {
+	Deep bool `json:"deep"`
+}
+
+// SnapshotList is a page of snapshots, newest first.
+type SnapshotList struct {
+	Snapshots []snapferry.Snapshot `json:"snapshots"`
+	Next      snapferry.SnapshotID `json:"next,omitempty"` // pass as after for the next page
+}
+
+// Event is one line of the answer to a long request: progress, then an item
+// for each result, and at last Done or Error.
+type Event struct {
+	Progress *snapferry.Progress `json:"progress,omitempty"`
+	Extent   *extent.Extent      `json:"extent,omitempty"` // of a diff
+	Report   *FsckReport         `json:"report,omitempty"` // of a check
+	Done     bool                `json:"done,omitempty"`
+	Error    *Error              `json:"error,omitempty"`
+}
+
+// Error is the JSON form of an error.
+type Error struct {
+	Kind      string `json:"kind"`
+	Message   string `json:"message"`
+	Hint      string `json:"hint,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// FsckReport is what a check found.
+type FsckReport struct {
+	Region    snapferry.RegionName `json:"region"`
+	Deep      bool                 `json:"deep"`
+	Clean     bool                 `json:"clean"`
+	Snapshots int64                `json:"snapshots"`
+	Versions  int64                `json:"versions"`
+	Objects   int64                `json:"objects"`
+	Bytes     int64                `json:"bytes"` // read from the bucket
+	Frames    int64                `json:"frames"`
+	Findings  []Finding            `json:"findings"`
+}
+
+// Finding is one thing that is not as it must be.
+type Finding struct {
+	Severity  string                 `json:"severity"` // damage, or garbage: harmless
+	Object    string                 `json:"object,omitempty"`
+	Segment   string                 `json:"segment,omitempty"`
+	Slot      *int                   `json:"slot,omitempty"`
+	Version   string                 `json:"version,omitempty"`
+	Problem   string                 `json:"problem"`
+	Snapshots []snapferry.SnapshotID `json:"snapshots,omitempty"` // that suffer
+}
