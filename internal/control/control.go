@@ -72,6 +72,9 @@ const (
 
 // Run works on the region's jobs until ctx ends.
 func (r *Region) Run(ctx context.Context) error {
+	if err := r.abandonReserved(ctx); err != nil {
+		return err
+	}
 	return r.jobs.Start(ctx, map[string]job.Handler{
 		jobImport:  r.runImport,
 		jobCopy:    r.runCopy,

@@ -3,7 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,6 +90,12 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	s, err := r.admit(ctx, account, req, d, c, h.Pin)
 	if err != nil {
 		_ = from.Release(ctx, h) // not held for long: see above
+		if snapferry.IsKind(err, snapferry.Exists) && req.Token != "" {
+			// The same request, at the same time, was faster.
+			if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
+				return s, errors.Join(rerr, r.endCopy(ctx, c.ID, snapferry.CopyFailed, err))
+			}
+		}
 		return snapferry.Snapshot{}, errors.Join(err, r.endCopy(ctx, c.ID, snapferry.CopyFailed, err))
 	}
 	return r.Snapshot(ctx, account, s.ID)
@@ -316,12 +322,22 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		if err != nil {
-			if err2 := r.failSnapshot(ctx, c.Snapshot, err); snapferry.IsKind(err2, snapferry.Unavailable) {
-				return err2
-			}
+			// From here on no run pulls again, also if this one ends halfway.
 			if err2 := r.endCopy(ctx, id, snapferry.CopyFailed, err); err2 != nil {
 				return again(err2)
 			}
+		}
+		var err2 error
+		if c, err2 = r.copyRow(ctx, id); err2 != nil {
+			return again(err2)
+		}
+	}
+	if c.State == snapferry.CopyFailed {
+		if err == nil {
+			err = failureOf(c)
+		}
+		if err2 := r.failSnapshot(ctx, c.Snapshot, err); snapferry.IsKind(err2, snapferry.Unavailable) {
+			return err2
 		}
 	}
 	if rerr := r.releaseOf(ctx, id); rerr != nil {
@@ -329,6 +345,15 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 		return again(rerr)
 	}
 	return err
+}
+
+// failureOf is the error with which an earlier run ended a copy.
+func failureOf(c meta.Copy) error {
+	kind, text, ok := strings.Cut(c.Reason, ": ")
+	if !ok {
+		text = c.Reason
+	}
+	return snapferry.Errorf(snapferry.ParseKind(kind), "%s", text)
 }
 
 // retry reports whether a copy that ended in err goes on in another run.
@@ -351,14 +376,33 @@ func (r *Region) copyRow(ctx context.Context, id snapferry.CopyID) (c meta.Copy,
 // no error.
 func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
 	c, err := r.copyRow(ctx, id)
-	if err != nil || c.Pin == "" || !c.State.Terminal() {
+	if err != nil || !c.State.Terminal() {
 		return err
 	}
 	from, err := r.remote(ctx, c.Source.Region, c.Account)
 	if err != nil {
 		return err
 	}
-	err = from.Release(ctx, transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})
+	h := transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}
+	if c.Pin == "" {
+		// Reserved, and the answer to the pin was lost: pinning is idempotent.
+		var region meta.Region
+		err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+			region, err = tx.Region()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		h, err = from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation})
+		if k := snapferry.KindOf(err); err != nil && (k == snapferry.NotFound || k == snapferry.Conflict || k == snapferry.Denied) {
+			return nil // nothing to pin, so nothing pinned
+		}
+		if err != nil {
+			return err
+		}
+	}
+	err = from.Release(ctx, h)
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		return nil
 	}
@@ -371,6 +415,7 @@ func (r *Region) awaitTurn(ctx context.Context, c meta.Copy) error {
 	for {
 		changed := r.db.Changed()
 		var before snapferry.CopyID
+		var busy bool
 		err := r.db.View(ctx, func(tx *meta.Tx) error {
 			mine, err := tx.Snapshot(c.Snapshot)
 			if err != nil {
@@ -393,7 +438,8 @@ func (r *Region) awaitTurn(ctx context.Context, c meta.Copy) error {
 				}
 				if s.VolumeID == mine.VolumeID {
 					before = o.ID
-					return nil
+					busy, err = runs(tx, string(o.Snapshot))
+					return err
 				}
 			}
 			return nil
@@ -401,12 +447,27 @@ func (r *Region) awaitTurn(ctx context.Context, c meta.Copy) error {
 		if err != nil || before == "" {
 			return err
 		}
+		if !busy {
+			// What we wait for needs a worker, perhaps this one.
+			return snapferry.Errorf(snapferry.Unavailable, "copy %s waits for %s of the same volume", c.ID, before)
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// runs reports whether a worker has a job about a subject.
+func runs(tx *meta.Tx, subject string) (bool, error) {
+	jobs, err := tx.JobsOf(subject)
+	for _, j := range jobs {
+		if j.State == snapferry.JobRunning {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 // pull moves the content and seals the version.

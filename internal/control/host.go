@@ -234,26 +234,39 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 	return nil
 }
 
-func (s *versionSource) Blocks(_ context.Context, want []transfer.Want) (transfer.Frames, error) {
-	return &versionFrames{source: s, reader: s.vault.NewFrameReader(), want: want}, nil
+func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	return &versionFrames{ctx: ctx, source: s, reader: s.vault.NewFrameReader(), want: want}, nil
 }
 
+// versionFrames streams blocks. It lives as long as the request it answers,
+// whose context it keeps.
 type versionFrames struct {
+	ctx    context.Context
 	source *versionSource
 	reader *vault.FrameReader
 	want   []transfer.Want
+	from   int // byte of the first want's bitmap that comes next
 	frames []vault.Frame
 }
+
+// quarter is the bytes of a bitmap that stand for a quarter of a leaf.
+const quarter = 8
 
 func (f *versionFrames) Next() (transfer.Frame, error) {
 	for len(f.frames) == 0 {
 		if len(f.want) == 0 {
 			return transfer.Frame{}, io.EOF
 		}
-		w := f.want[0]
-		f.want = f.want[1:]
+		// A quarter of a leaf at a time: 4 MiB at most in memory.
+		w := &f.want[0]
+		var part blockmap.Bitmap
+		copy(part[f.from:], w.Blocks[f.from:f.from+quarter])
+		leaf := w.Leaf
+		if f.from += quarter; f.from == len(part) {
+			f.want, f.from = f.want[1:], 0
+		}
 		var err error
-		if f.frames, err = f.reader.Read(context.Background(), f.source.m, w.Leaf, w.Blocks); err != nil {
+		if f.frames, err = f.reader.Read(f.ctx, f.source.m, leaf, part); err != nil {
 			return transfer.Frame{}, err
 		}
 	}

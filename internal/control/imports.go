@@ -239,7 +239,7 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 // and clears up. It returns the reason, or why it could not yet be settled.
 func (r *Region) failSnapshot(ctx context.Context, id snapferry.SnapshotID, reason error) error {
 	if ctx.Err() != nil && !snapferry.IsKind(context.Cause(ctx), snapferry.Cancelled) {
-		return reason // a shutdown: the next start settles it
+		return again(reason) // a shutdown: the next start settles it
 	}
 	ctx = context.WithoutCancel(ctx)
 	s, err := r.snapshotRow(ctx, id)
@@ -276,8 +276,8 @@ func publicReason(err error) (reason, hint string) {
 
 // discardPayload is what a discard job clears up.
 type discardPayload struct {
-	Snapshot snapferry.SnapshotID `json:"snapshot"`
-	Version  string               `json:"version"`
+	Snapshot snapferry.SnapshotID `json:"snapshot,omitempty"`
+	Version  string               `json:"version,omitempty"` // open; empty: none
 	Copy     snapferry.CopyID     `json:"copy,omitempty"`
 }
 
@@ -296,15 +296,17 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 	if err := json.Unmarshal([]byte(run.Job.Payload), &p); err != nil {
 		return snapferry.Errorf(snapferry.Internal, "decode job: %w", err)
 	}
-	if err := r.awaitEnd(ctx, p.Snapshot); err != nil {
-		return err
-	}
-	version, err := snapferry.ParseVersionID(p.Version)
-	if err != nil {
-		return err
-	}
-	if err := r.vault.Abort(ctx, version, nil); err != nil {
-		return again(err)
+	if p.Version != "" {
+		if err := r.awaitEnd(ctx, p.Snapshot); err != nil {
+			return err
+		}
+		version, err := snapferry.ParseVersionID(p.Version)
+		if err != nil {
+			return err
+		}
+		if err := r.vault.Abort(ctx, version, nil); err != nil {
+			return again(err)
+		}
 	}
 	if p.Copy == "" {
 		return nil

@@ -143,15 +143,20 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	case len(pins) > 0:
 		return r.db.Update(ctx, func(tx *meta.Tx) error { return markDeleting(tx, account, id) })
 	}
-	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id)}
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id), Created: s.Created}
 	return r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
-		// A pin may have come meanwhile; then the deletion waits for it.
-		if pins, err := tx.PinsOf(id); err != nil {
+		pins, err := tx.PinsOf(id)
+		switch {
+		case err != nil:
 			return err
-		} else if len(pins) > 0 {
-			return snapferry.Errorf(snapferry.Conflict, "snapshot %s was pinned by another region just now", id).WithHint("delete it again")
+		case len(pins) == 0:
+			return forget(tx, account, id)
 		}
-		return forget(tx, account, id)
+		// A pin has come meanwhile: the deletion takes effect with its end.
+		if err := markDeleting(tx, account, id); err != nil {
+			return err
+		}
+		return tx.PutHold(hold)
 	})
 }
 

@@ -166,7 +166,7 @@ func (s *source) Nodes(ctx context.Context, at []snapferry.Position, fn func(sna
 			return nil
 		}
 		if err != nil {
-			return s.blame(err)
+			return st.cause(err)
 		}
 		p, n, err := it.node()
 		if err != nil {

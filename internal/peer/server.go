@@ -49,6 +49,8 @@ func (s *server) handle(fn func(context.Context, transfer.Caller, []byte) (reply
 			var body []byte
 			if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest)); err == nil {
 				rep, err = fn(r.Context(), caller, body)
+			} else {
+				err = snapferry.Errorf(snapferry.Invalid, "read the request: %w", err)
 			}
 		}
 		switch {

@@ -188,8 +188,16 @@ func (s *streamReader) read(typ uint8) (item, error) {
 	if it.typ != itemEnd {
 		return it, nil
 	}
-	if it.raw == 0 {
+	if it.raw > 1 || it.index != 0 || it.raw == 0 && (it.sub != 0 || n != 0) {
+		return it, snapferry.Errorf(snapferry.Corrupt, "the stream has a malformed end")
+	}
+	// To see the end of the answer also frees its connection for others.
+	if _, err := s.r.Peek(1); err == nil {
+		return it, snapferry.Errorf(snapferry.Corrupt, "the stream goes on after its end")
+	} else if it.raw == 0 && errors.Is(err, io.EOF) {
 		return it, io.EOF
+	} else if it.raw == 0 {
+		return it, cut(err)
 	}
 	return it, snapferry.Errorf(remoteKind(it.sub), "%s", it.payload)
 }

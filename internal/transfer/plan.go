@@ -48,7 +48,7 @@ func (p *Planner) Run(ctx context.Context, emit func(Step) error) error {
 	if p.Info.Root == nil {
 		return p.absent(ctx, at, emit)
 	}
-	if p.Base.Root != nil && p.Base.Root.Digest() == p.Info.Root.Digest() {
+	if p.Base.Root != nil && p.Base.Root.Digest() == p.Info.Root.Digest() && !p.cut(at) {
 		p.Totals.ReuseBlocks += int64(p.Info.Root.Blocks())
 		return nil
 	}
@@ -63,7 +63,7 @@ func (p *Planner) inner(ctx context.Context, at snapferry.Position, n, base *blo
 		var ask []snapferry.Position
 		hi := lo
 		for ; hi < blockmap.Fanout && len(ask) < nodeBatch; hi++ {
-			if d, _, ok := n.Child(hi); ok && !sameChild(base, hi, d) {
+			if d, _, ok := n.Child(hi); ok && (!sameChild(base, hi, d) || p.cut(below(at, hi))) {
 				ask = append(ask, below(at, hi))
 			}
 		}
@@ -130,7 +130,7 @@ func (p *Planner) child(ctx context.Context, at snapferry.Position, i int, n, ba
 		return nil
 	case !ok:
 		return p.absent(ctx, c, emit)
-	case bok && bd == d:
+	case bok && bd == d && !p.cut(c):
 		p.Totals.ReuseBlocks += int64(n.Counts[n.Presence.Rank(i)])
 		return nil
 	}
@@ -145,6 +145,14 @@ func (p *Planner) child(ctx context.Context, at snapferry.Position, i int, n, ba
 		return p.inner(ctx, c, got, b, emit)
 	}
 	return emit(p.leaf(c.Index, got, b))
+}
+
+// cut reports whether the size of the source ends in a block below a position
+// and the base is larger. That leaf is always set, even to the digest it has:
+// only then the sink knows that nothing of the base lies beyond the size.
+func (p *Planner) cut(at snapferry.Position) bool {
+	last := (blockmap.Leaves(p.Info.Size) - 1) >> (8 * at.Level)
+	return p.Base.Size > p.Info.Size && p.Info.Size%snapferry.BlockSize != 0 && at.Index == last
 }
 
 // leaf says which blocks of a leaf must move.

@@ -20,6 +20,9 @@ type Target interface {
 }
 
 const (
+	// exporters is how many leaves an export works on for each core: while one
+	// is decompressed the other is read.
+	exporters = 2
 	// outSize is the unit in which an export writes: 1 MiB.
 	outSize   = 1 << 20
 	outBlocks = outSize / snapferry.BlockSize
@@ -37,9 +40,9 @@ func (v *Vault) Export(ctx context.Context, m blockmap.Map, t Target, done *atom
 	}
 	steps := make(chan step)
 	g, ctx := errgroup.WithContext(ctx)
-	out := newWriteBehind(ctx, g, t, 2*v.workers, done)
+	out := newWriteBehind(ctx, g, t, exporters*v.workers, done)
 	workers, wctx := errgroup.WithContext(ctx)
-	for range v.workers {
+	for range exporters * v.workers {
 		workers.Go(func() error {
 			x, err := v.newExporter(out)
 			if err != nil {

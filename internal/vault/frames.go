@@ -30,6 +30,9 @@ func (v *Vault) NewFrameReader() *FrameReader { return &FrameReader{fetch: fetch
 // They are valid until the next call. A block that the map does not have is
 // NotFound.
 func (r *FrameReader) Read(ctx context.Context, m blockmap.Map, leaf uint64, want blockmap.Bitmap) ([]Frame, error) {
+	if want == (blockmap.Bitmap{}) {
+		return nil, nil
+	}
 	n, err := m.Leaf(ctx, leaf)
 	if err != nil {
 		return nil, err
@@ -38,9 +41,6 @@ func (r *FrameReader) Read(ctx context.Context, m blockmap.Map, leaf uint64, wan
 		if n == nil || !n.Presence.Has(i) {
 			return nil, snapferry.Errorf(snapferry.NotFound, "the snapshot has no block %d", leaf*blockmap.Fanout+uint64(i))
 		}
-	}
-	if want == (blockmap.Bitmap{}) {
-		return nil, nil
 	}
 	frames, err := r.fetch.load(ctx, leaf, n, want)
 	if err != nil {

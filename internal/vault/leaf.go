@@ -20,7 +20,7 @@ type LeafWriter struct {
 	leaf   uint64
 	seq    uint64
 	frames []staged
-	data   []byte // the frames' payloads
+	data   []byte // the frames' payloads; lent by the vault from Begin to End
 	has    blockmap.Bitmap
 	digest [blockmap.Fanout]digest.Digest
 	refs   [blockmap.Fanout]snapferry.Ref
@@ -36,19 +36,36 @@ func (w *Writer) NewLeafWriter() (*LeafWriter, error) {
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.Internal, "decompressor: %w", err)
 	}
-	return &LeafWriter{w: w, comp: comp, dec: dec, plain: make([]byte, snapferry.BlockSize), data: make([]byte, 0, 2<<20)}, nil
+	return &LeafWriter{w: w, comp: comp, dec: dec, plain: make([]byte, snapferry.BlockSize)}, nil
 }
 
 // Close frees what the writer holds.
-func (l *LeafWriter) Close() { l.dec.close() }
+func (l *LeafWriter) Close() {
+	l.giveBack()
+	l.dec.close()
+}
 
-// Begin starts the leaf of a ticket. All its blocks are absent at first.
+// Begin starts the leaf of a ticket. All its blocks are absent at first. It
+// waits while too many leaves are being filled in the region.
 func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
+	if l.data == nil {
+		if l.data, err = l.w.v.stages.get(ctx); err != nil {
+			return err
+		}
+	}
 	l.leaf, l.seq = t.Leaf, t.Seq
 	l.frames, l.data = l.frames[:0], l.data[:0]
 	l.has = blockmap.Bitmap{}
 	l.base, err = l.w.base.Leaf(ctx, t.Leaf)
 	return err
+}
+
+// giveBack returns the stage to the vault.
+func (l *LeafWriter) giveBack() {
+	if l.data != nil {
+		l.w.v.stages.put(l.data)
+		l.data = nil
+	}
 }
 
 // Base returns the leaf the version has at this place so far: the parent's, or
@@ -67,7 +84,6 @@ func (l *LeafWriter) Put(i int, plain []byte) error {
 	if l.inherit(i, d) {
 		return nil
 	}
-	l.reserve(len(plain) + slack)
 	off := len(l.data)
 	out, codec := l.comp.append(l.data[off:off:cap(l.data)], plain)
 	l.stage(i, d, codec, len(plain), out)
@@ -81,8 +97,8 @@ func (l *LeafWriter) PutFrame(i int, d digest.Digest, codec snapferry.Codec, raw
 		return nil
 	}
 	at := l.leaf*blockmap.Fanout + uint64(i)
-	if want := blockLength(at, l.w.row.Size); rawLength != want || len(payload) > rawLength || len(payload) == 0 {
-		return snapferry.Errorf(snapferry.Corrupt, "block %d: frame of %d bytes for %d plain ones, want %d plain ones", at, len(payload), rawLength, want)
+	if rawLength < 1 || rawLength > snapferry.BlockSize || len(payload) > rawLength || len(payload) == 0 {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d: frame of %d bytes for %d plain ones", at, len(payload), rawLength)
 	}
 	clear(l.plain[rawLength:])
 	if err := l.dec.into(l.plain[:rawLength], payload, codec); err != nil {
@@ -94,7 +110,11 @@ func (l *LeafWriter) PutFrame(i int, d digest.Digest, codec snapferry.Codec, raw
 	if bytes.Equal(l.plain, zeros[:]) {
 		return snapferry.Errorf(snapferry.Corrupt, "block %d is all zero and must be absent", at)
 	}
-	l.reserve(len(payload))
+	// The frame may be of a time when the disk was smaller or larger: what
+	// counts is that nothing lies beyond the size.
+	if beyond := l.plain[blockLength(at, l.w.row.Size):]; !bytes.Equal(beyond, zeros[:len(beyond)]) {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d has content beyond the size of the disk", at)
+	}
 	off := len(l.data)
 	l.stage(i, d, codec, rawLength, append(l.data[off:off:cap(l.data)], payload...))
 	return nil
@@ -127,22 +147,6 @@ func (l *LeafWriter) inherit(i int, d digest.Digest) bool {
 	return true
 }
 
-// reserve makes room for n more bytes of payload.
-func (l *LeafWriter) reserve(n int) {
-	if cap(l.data)-len(l.data) >= n {
-		return
-	}
-	data := make([]byte, len(l.data), max(2*cap(l.data), len(l.data)+n))
-	copy(data, l.data)
-	off := 0
-	for k := range l.frames {
-		end := off + len(l.frames[k].payload)
-		l.frames[k].payload = data[off:end]
-		off = end
-	}
-	l.data = data
-}
-
 func (l *LeafWriter) stage(i int, d digest.Digest, codec snapferry.Codec, raw int, payload []byte) {
 	l.data = l.data[:len(l.data)+len(payload)]
 	l.has.Set(i)
@@ -155,7 +159,9 @@ func (l *LeafWriter) stage(i int, d digest.Digest, codec snapferry.Codec, raw in
 
 // End gives the new blocks their places and hands the leaf over.
 func (l *LeafWriter) End(ctx context.Context) error {
-	if err := l.w.pack.add(ctx, l.frames, &l.refs); err != nil {
+	err := l.w.pack.add(ctx, l.frames, &l.refs)
+	l.giveBack()
+	if err != nil {
 		return err
 	}
 	n := &blockmap.Node{}

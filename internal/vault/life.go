@@ -64,6 +64,11 @@ func (v *Vault) Abort(ctx context.Context, id snapferry.VersionID, also func(*me
 		return err
 	}
 	if row.ID == id {
+		// Should this end halfway, no run may go on from what is deleted here.
+		err := v.db.Update(ctx, func(tx *meta.Tx) error { return tx.DeleteCheckpoint(id) })
+		if err != nil {
+			return err
+		}
 		if err := v.deleteAll(ctx, id, objects); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 type place struct {
 	object         string
 	offset, length int64
+	kind           snapferry.FrameKind
 }
 
 // locators remembers where segments are and what is in them. Both are small:
@@ -55,7 +56,7 @@ func (l *locators) place(ctx context.Context, id snapferry.SegmentID, fresh bool
 	if err != nil {
 		return place{}, err
 	}
-	p = place{object: s.Object, offset: s.Offset, length: s.Length}
+	p = place{object: s.Object, offset: s.Offset, length: s.Length, kind: s.Kind}
 	l.mu.Lock()
 	if len(l.places) >= maxPlaces {
 		clear(l.places)
@@ -67,6 +68,7 @@ func (l *locators) place(ctx context.Context, id snapferry.SegmentID, fresh bool
 
 // forget drops what is remembered of a segment.
 func (l *locators) forget(id snapferry.SegmentID) {
+	l.v.windows.Invalidate(windowKey{id, 0}) // a small node segment's footer lies there
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.places, id)
@@ -130,8 +132,18 @@ const footerGuess = 64 << 10
 
 func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place) (*segment.Footer, error) {
 	n := min(p.length, footerGuess)
-	tail := make([]byte, n)
-	if err := v.bucket.ReadAt(ctx, p.object, tail, p.offset+p.length-n); err != nil {
+	var tail []byte
+	var err error
+	if p.kind == snapferry.NodeFrame && p.length <= windowSize {
+		// A small node segment comes whole: its nodes are wanted next.
+		if tail, err = v.window(ctx, id, p, 0); err == nil {
+			tail = tail[p.length-n:]
+		}
+	} else {
+		tail = make([]byte, n)
+		err = v.bucket.ReadAt(ctx, p.object, tail, p.offset+p.length-n)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if n < segment.TrailerSize {

@@ -17,6 +17,8 @@ import (
 const (
 	// nodeSegment is the size in bytes at which a node segment closes.
 	nodeSegment = 8 << 20
+	// around is more than an object's header and directory take.
+	around = 64 << 10
 	// putsInFlight is how many objects of one version are written at a time.
 	putsInFlight = 2
 )
@@ -113,19 +115,11 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 		}
 	}
 	if p.blocks == nil {
-		buf, err := p.v.pool.get(ctx)
+		buf, err := p.v.pool.get(ctx, need+segment.FooterSize(len(frames), false)+around)
 		if err != nil {
 			return err
 		}
 		p.blocks = &open{buf: buf, segmentBuffer: p.begin(segment.AppendObjectHeader(buf.mem[:0]), snapferry.BlockFrame)}
-		for !p.fits(need, len(frames)) && buf.paid <= need {
-			// The first leaf must have its room, whatever the budget says: at
-			// most one leaf (16 MiB) beyond it.
-			if err := p.v.pool.budget.Acquire(ctx, share); err != nil {
-				return err
-			}
-			buf.paid += share
-		}
 	}
 	for i := range frames {
 		slot, n, err := p.blocks.w.Append(frames[i].info, frames[i].payload)
@@ -142,7 +136,7 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 func (p *packer) fits(n, k int) bool {
 	w := p.blocks.w
 	size := w.Size() + n + segment.FooterSize(k, false)
-	return size <= segment.TargetSize && w.Slots()+k <= segment.MaxSlots && p.blocks.buf.grow(size+1<<16)
+	return size <= segment.TargetSize && w.Slots()+k <= segment.MaxSlots && p.blocks.buf.grow(size+around)
 }
 
 // WriteNode implements blockmap.NodeWriter.
@@ -173,16 +167,27 @@ func (p *packer) WriteNode(ctx context.Context, at snapferry.Position, n *blockm
 func (p *packer) flush(ctx context.Context) error {
 	o := p.blocks
 	p.blocks = nil
-	return p.put(ctx, o.buf, []segmentBuffer{o.segmentBuffer})
+	return p.fail(p.put(ctx, o.buf, []segmentBuffer{o.segmentBuffer}))
+}
+
+// fail remembers the first error with which frames were lost that have refs
+// already: nothing may be made durable by this packer after that.
+func (p *packer) fail(err error) error {
+	p.putMu.Lock()
+	defer p.putMu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+	return err
 }
 
 // flushNodes puts one full node segment as an object of its own.
 func (p *packer) flushNodes(ctx context.Context, s *segmentBuffer) error {
-	buf, err := p.v.pool.get(ctx)
+	buf, err := p.v.pool.get(ctx, s.w.Size()+around)
 	if err != nil {
-		return err
+		return p.fail(err)
 	}
-	return p.put(ctx, buf, []segmentBuffer{*s})
+	return p.fail(p.put(ctx, buf, []segmentBuffer{*s}))
 }
 
 // cut closes every open segment; what there is of nodes goes behind the blocks
@@ -201,16 +206,16 @@ func (p *packer) cut(ctx context.Context) error {
 			continue
 		}
 		p.nodes[l] = nil
-		if buf != nil && !buf.grow(sizeOf(all)+s.w.Size()+1<<16) {
+		if buf != nil && !buf.grow(sizeOf(all)+s.w.Size()+around) {
 			if err := p.put(ctx, buf, all); err != nil {
-				return err
+				return p.fail(err)
 			}
 			buf, all = nil, nil
 		}
 		if buf == nil {
 			var err error
-			if buf, err = p.v.pool.get(ctx); err != nil {
-				return err
+			if buf, err = p.v.pool.get(ctx, s.w.Size()+around); err != nil {
+				return p.fail(err)
 			}
 		}
 		all = append(all, *s)
@@ -218,7 +223,7 @@ func (p *packer) cut(ctx context.Context) error {
 	if buf == nil {
 		return nil
 	}
-	return p.put(ctx, buf, all)
+	return p.fail(p.put(ctx, buf, all))
 }
 
 func sizeOf(all []segmentBuffer) (n int) {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/segment"
 )
 
@@ -17,6 +18,8 @@ const (
 	// bufferSize is the address space of one segment buffer: a full segment,
 	// its footer, the node segments packed behind it and the object around them.
 	bufferSize = segment.TargetSize + 12<<20
+	// minBudget lets one writer fill a segment while another of its is written.
+	minBudget = 2 * (segment.TargetSize + share)
 	// keepIdle is how many unused buffers keep their pages.
 	keepIdle = 2
 )
@@ -32,7 +35,7 @@ type pool struct {
 }
 
 func newPool(budget int64) *pool {
-	return &pool{budget: semaphore.NewWeighted(max(budget, 2*share))}
+	return &pool{budget: semaphore.NewWeighted(max(budget, minBudget))}
 }
 
 // A buffer is address space of bufferSize bytes of which paid may be touched.
@@ -42,9 +45,11 @@ type buffer struct {
 	paid int
 }
 
-// get waits for a first share.
-func (p *pool) get(ctx context.Context) (*buffer, error) {
-	if err := p.budget.Acquire(ctx, share); err != nil {
+// get waits for the shares that n bytes need, all at once: whoever waits holds
+// nothing, so that those who hold something come to an end.
+func (p *pool) get(ctx context.Context, n int) (*buffer, error) {
+	paid := (n + share - 1) / share * share
+	if err := p.budget.Acquire(ctx, int64(paid)); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
@@ -52,27 +57,37 @@ func (p *pool) get(ctx context.Context) (*buffer, error) {
 	if n := len(p.idle); n > 0 {
 		mem := p.idle[n-1]
 		p.idle = p.idle[:n-1]
-		return &buffer{pool: p, mem: mem, paid: share}, nil
+		return &buffer{pool: p, mem: mem, paid: paid}, nil
 	}
 	mem, err := unix.Mmap(-1, 0, bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		p.budget.Release(share)
+		p.budget.Release(int64(paid))
 		return nil, snapferry.Errorf(snapferry.Full, "no memory for a segment buffer of %d bytes: %w", bufferSize, err)
 	}
 	// Huge pages make the disk's part of a put cheaper; without them it works too.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-	return &buffer{pool: p, mem: mem, paid: share}, nil
+	return &buffer{pool: p, mem: mem, paid: paid}, nil
 }
 
 // grow pays until n bytes may be touched; false when the budget is used up.
 func (b *buffer) grow(n int) bool {
 	for b.paid < n {
-		if b.paid+share > bufferSize+share || !b.pool.budget.TryAcquire(share) {
+		if !b.pool.budget.TryAcquire(share) {
 			return false
 		}
 		b.paid += share
 	}
 	return true
+}
+
+// trim gives the memory of what is not lent back to the system.
+func (p *pool) trim() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, mem := range p.idle {
+		_ = unix.Munmap(mem) // cannot fail for a mapping that mmap returned
+	}
+	p.idle = nil
 }
 
 // release gives the buffer and its shares back.
@@ -91,4 +106,63 @@ func (b *buffer) release() {
 	p.mu.Unlock()
 	p.budget.Release(int64(b.paid))
 	b.mem = nil
+}
+
+// stageSize holds the frames of any leaf and what a compressor needs behind
+// the last one.
+const stageSize = blockmap.LeafSpan + slack
+
+// stages lends the memory in which leaves are put together, to a bounded
+// number of leaves at a time. The one used last is lent first, and only the
+// pages that were ever written take memory.
+type stages struct {
+	free chan struct{} // one for each that may still be lent
+	mu   sync.Mutex
+	idle [][]byte // guarded by mu
+}
+
+func newStages(n int) *stages {
+	s := &stages{free: make(chan struct{}, n)}
+	for range n {
+		s.free <- struct{}{}
+	}
+	return s
+}
+
+func (s *stages) get(ctx context.Context) ([]byte, error) {
+	select {
+	case <-s.free:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.idle); n > 0 {
+		p := s.idle[n-1]
+		s.idle = s.idle[:n-1]
+		return p, nil
+	}
+	p, err := unix.Mmap(-1, 0, stageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		s.free <- struct{}{}
+		return nil, snapferry.Errorf(snapferry.Full, "no memory for a leaf of %d bytes: %w", stageSize, err)
+	}
+	return p, nil
+}
+
+func (s *stages) put(p []byte) {
+	s.mu.Lock()
+	s.idle = append(s.idle, p[:cap(p)])
+	s.mu.Unlock()
+	s.free <- struct{}{}
+}
+
+// trim gives the memory of what is not lent back to the system.
+func (s *stages) trim() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.idle {
+		_ = unix.Munmap(p) // cannot fail for a mapping that mmap returned
+	}
+	s.idle = nil
 }

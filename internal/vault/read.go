@@ -141,8 +141,9 @@ type fetcher struct {
 func (r *fetcher) load(ctx context.Context, leaf uint64, n *blockmap.Node, want blockmap.Bitmap) ([]frame, error) {
 	r.frames = r.frames[:0]
 	total := 0
-	for i := range n.Refs {
-		total += int(n.Refs[i].Length) + readGap/8
+	for b := range want.All() {
+		_, ref, _ := n.Child(b)
+		total += int(ref.Length) + 4<<10
 	}
 	if cap(r.buf) < total {
 		r.buf = make([]byte, total)

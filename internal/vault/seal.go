@@ -39,6 +39,9 @@ func (w *Writer) Seal(ctx context.Context, c SealConfig) (Sealed, error) {
 	w.made.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.cperr != nil {
+		return Sealed{}, w.cperr // segments may be durable that no transaction placed
+	}
 	if len(w.tickets) > 0 {
 		return Sealed{}, snapferry.Errorf(snapferry.Internal, "seal with %d leaves not delivered", len(w.tickets))
 	}
@@ -72,10 +75,10 @@ func (w *Writer) Seal(ctx context.Context, c SealConfig) (Sealed, error) {
 	return s, w.commit(ctx, c, s, root, taken, dead)
 }
 
-// placeForSettling makes the segments of a resumed version readable, because
+// placeForSettling makes the segments of a version that had earlier runs readable, because
 // settling walks the map.
 func (w *Writer) placeForSettling(ctx context.Context, taken []object) error {
-	if !w.resumed || len(taken) == 0 {
+	if !w.again || len(taken) == 0 {
 		return nil
 	}
 	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
@@ -102,7 +105,7 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 		if err := w.pack.fence(tx); err != nil {
 			return err
 		}
-		if !w.resumed {
+		if !w.again {
 			if err := placeAll(tx, taken); err != nil {
 				return err
 			}
@@ -195,7 +198,7 @@ func (d deadSlots) set(tx *meta.Tx) error {
 // segments: the cost is what was written, not what the disk has.
 func (w *Writer) settle(ctx context.Context, m blockmap.Map) (deadSlots, error) {
 	dead := deadSlots{}
-	if !w.resumed {
+	if !w.again {
 		for _, r := range w.builder.Superseded() {
 			dead.add(r.Segment, r.Slot)
 		}

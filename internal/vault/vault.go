@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
 
@@ -32,6 +33,9 @@ const DefaultMemory = 112 << 20
 const (
 	nodeCacheBytes   = 16 << 20
 	windowCacheBytes = 8 << 20
+	// maxStages is how many leaves (at most 16 MiB each, a third of that for
+	// ordinary content) are filled at a time in the whole region.
+	maxStages = 8
 )
 
 // A Vault is one region's store of chains. It is safe for concurrent use.
@@ -44,6 +48,8 @@ type Vault struct {
 	log     *slog.Logger
 	workers int
 	pool    *pool
+	stages  *stages
+	writing atomic.Int64 // writers open
 	loc     *locators
 	nodes   *otter.Cache[snapferry.Ref, *blockmap.Node]
 	windows *otter.Cache[windowKey, []byte]
@@ -61,6 +67,7 @@ func New(c Config) (*Vault, error) {
 		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log,
 		workers: max(2, runtime.GOMAXPROCS(0)), pool: newPool(c.Memory),
 	}
+	v.stages = newStages(maxStages)
 	v.loc = newLocators(v)
 	var err error
 	v.nodes, err = otter.New(&otter.Options[snapferry.Ref, *blockmap.Node]{

@@ -25,7 +25,7 @@ type Writer struct {
 	row     meta.Version
 	base    blockmap.Map // the parent's map, or an earlier run's partial one
 	pack    *packer
-	resumed bool
+	again   bool         // an earlier run wrote segments
 	changed atomic.Int64 // plain bytes of blocks that got a slot
 
 	mu       sync.Mutex
@@ -71,7 +71,7 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	}
 	var row, parent meta.Version
 	var cp meta.Checkpoint
-	var resumed bool
+	var resumed, again bool
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if row, err = tx.Version(id); err != nil {
 			return err
@@ -86,16 +86,18 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 		}
 		cp, err = tx.Checkpoint(id)
 		resumed = err == nil
-		if snapferry.IsKind(err, snapferry.NotFound) {
-			err = nil
+		if err != nil && !resumed && !snapferry.IsKind(err, snapferry.NotFound) {
+			return err
 		}
+		own, err := tx.SegmentsOf(id)
+		again = resumed || len(own) > 0
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	w := &Writer{
-		v: v, row: row, pack: newPacker(v, row, c.Job, c.Token, c.Fence), resumed: resumed,
+		v: v, row: row, pack: newPacker(v, row, c.Job, c.Token, c.Fence), again: again,
 		waiting: map[uint64]*blockmap.Node{}, checkpoints: c.Checkpoints, durable: c.Durable, last: time.Now(),
 	}
 	switch {
@@ -112,6 +114,7 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.KindOf(err), "version %s: %w", id, err)
 	}
+	v.writing.Add(1)
 	w.builder = blockmap.NewBuilder(w.base, row.Size, w.pack)
 	return w, nil
 }
@@ -264,8 +267,13 @@ func (w *Writer) Checkpoint(ctx context.Context) error {
 	return err
 }
 
-// Close ends a writer that was not sealed; the version stays open.
+// Close ends a writer: it must be called once, sealed or not. A version that
+// was not sealed stays open.
 func (w *Writer) Close() {
 	w.made.Wait()
 	w.pack.drop()
+	if w.v.writing.Add(-1) == 0 {
+		w.v.pool.trim()
+		w.v.stages.trim()
+	}
 }

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/control"
+)
+
+// serverConfig is the configuration of a region. Relative paths are relative
+// to the file's directory. docs/operations.md describes it.
+type serverConfig struct {
+	Name        snapferry.RegionName `yaml:"name"`
+	Directory   string               `yaml:"directory"` // meta.db and bucket/ are in it
+	API         apiConfig            `yaml:"api"`
+	Handoff     string               `yaml:"handoff"`
+	Peer        peerConfig           `yaml:"peer"`
+	Peers       []knownPeer          `yaml:"peers,omitempty"`
+	Accounts    []accountConfig      `yaml:"accounts"`
+	Compression string               `yaml:"compression,omitempty"` // zstd, s2 or none
+	Memory      int64                `yaml:"memory,omitempty"`      // bytes the process aims at
+	Log         string               `yaml:"log,omitempty"`         // debug, info, warn or error
+}
+
+type apiConfig struct {
+	Listen      string `yaml:"listen"` // path of a unix socket, or host:port
+	Certificate string `yaml:"certificate,omitempty"`
+	Key         string `yaml:"key,omitempty"`
+}
+
+// unix reports whether the API listens on a unix socket.
+func (c apiConfig) unix() bool { return strings.Contains(c.Listen, "/") }
+
+type peerConfig struct {
+	Listen      string `yaml:"listen"` // host:port
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
+}
+
+type knownPeer struct {
+	Name    snapferry.RegionName `yaml:"name"`
+	Address string               `yaml:"address"` // host:port
+}
+
+type accountConfig struct {
+	Name      string `yaml:"name"`
+	TokenHash string `yaml:"token_hash,omitempty"` // SHA-256 in hexadecimal
+	TokenFile string `yaml:"token_file,omitempty"` // has the token itself
+}
+
+const (
+	defaultMemory = 220 << 20
+	minMemory     = 64 << 20
+)
+
+// loadServerConfig reads and checks a region's configuration.
+func loadServerConfig(path string) (serverConfig, error) {
+	var c serverConfig
+	if err := readYAML(path, &c); err != nil {
+		return c, err
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return c, snapferry.Errorf(snapferry.Invalid, "configuration %s: %w", path, err)
+	}
+	c.resolve(dir)
+	if err := c.check(); err != nil {
+		return c, snapferry.Errorf(snapferry.KindOf(err), "configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (c *serverConfig) resolve(dir string) {
+	paths := []*string{&c.Directory, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
+	if c.API.unix() {
+		paths = append(paths, &c.API.Listen)
+	}
+	for i := range c.Accounts {
+		paths = append(paths, &c.Accounts[i].TokenFile)
+	}
+	for _, p := range paths {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	if c.Compression == "" {
+		c.Compression = snapferry.Zstd.String()
+	}
+	if c.Memory == 0 {
+		c.Memory = defaultMemory
+	}
+}
+
+// maxSocketPath is the longest path of a unix socket, in bytes.
+const maxSocketPath = 107
+
+func (c *serverConfig) check() error {
+	if _, err := snapferry.ParseRegionName(string(c.Name)); err != nil {
+		return err
+	}
+	if _, err := snapferry.ParseCodec(c.Compression); err != nil {
+		return err
+	}
+	if _, err := c.level(); err != nil {
+		return err
+	}
+	for _, need := range []struct{ key, value string }{
+		{"directory", c.Directory}, {"api.listen", c.API.Listen}, {"handoff", c.Handoff},
+		{"peer.listen", c.Peer.Listen}, {"peer.certificate", c.Peer.Certificate}, {"peer.key", c.Peer.Key}, {"peer.ca", c.Peer.CA},
+	} {
+		if need.value == "" {
+			return snapferry.Errorf(snapferry.Invalid, "%s is missing", need.key).WithHint("docs/operations.md has an example")
+		}
+	}
+	if c.Memory < minMemory {
+		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
+	}
+	sockets := []string{c.Handoff}
+	if c.API.unix() {
+		sockets = append(sockets, c.API.Listen)
+	} else if err := c.API.checkTCP(); err != nil {
+		return err
+	}
+	for _, s := range sockets {
+		if len(s) > maxSocketPath {
+			return snapferry.Errorf(snapferry.Invalid, "the path of the socket %s has %d bytes, more than the %d the system allows", s, len(s), maxSocketPath).
+				WithHint("choose a shorter directory")
+		}
+	}
+	return c.checkNames()
+}
+
+// checkTCP refuses to take tokens in the clear over a network.
+func (c apiConfig) checkTCP() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return snapferry.Errorf(snapferry.Invalid, "api.listen %q is neither the path of a socket nor host:port", c.Listen)
+	}
+	if (c.Certificate == "") != (c.Key == "") {
+		return snapferry.Errorf(snapferry.Invalid, "api.certificate and api.key are given together or not at all")
+	}
+	ip := net.ParseIP(host)
+	if c.Certificate == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return snapferry.Errorf(snapferry.Invalid, "api.listen %s would take tokens over the network without TLS", c.Listen).
+			WithHint("give api.certificate and api.key, or listen on 127.0.0.1 or a unix socket")
+	}
+	return nil
+}
+
+func (c *serverConfig) checkNames() error {
+	seen := map[string]bool{string(c.Name): true}
+	for _, p := range c.Peers {
+		if _, err := snapferry.ParseRegionName(string(p.Name)); err != nil {
+			return err
+		}
+		if _, _, err := net.SplitHostPort(p.Address); err != nil {
+			return snapferry.Errorf(snapferry.Invalid, "the address %q of peer %s is not host:port", p.Address, p.Name)
+		}
+		if seen[string(p.Name)] {
+			return snapferry.Errorf(snapferry.Invalid, "region %s stands in the peers twice, or is this region", p.Name)
+		}
+		seen[string(p.Name)] = true
+	}
+	if len(c.Accounts) == 0 {
+		return snapferry.Errorf(snapferry.Invalid, "accounts is missing: nobody could use the region")
+	}
+	seen = map[string]bool{}
+	for _, x := range c.Accounts {
+		if x.Name == "" || len(x.Name) > 64 || seen[x.Name] {
+			return snapferry.Errorf(snapferry.Invalid, "account %q: a name has 1 to 64 bytes and stands there once", x.Name)
+		}
+		seen[x.Name] = true
+		if (x.TokenHash == "") == (x.TokenFile == "") {
+			return snapferry.Errorf(snapferry.Invalid, "account %s: give one of token_hash and token_file", x.Name)
+		}
+	}
+	return nil
+}
+
+func (c *serverConfig) level() (slog.Level, error) {
+	var l slog.Level
+	if c.Log == "" {
+		return l, nil
+	}
+	if err := l.UnmarshalText([]byte(c.Log)); err != nil {
+		return l, snapferry.Errorf(snapferry.Invalid, "unknown log level %q", c.Log).WithHint("use debug, info, warn or error")
+	}
+	return l, nil
+}
+
+const minToken = 16 // bytes
+
+// hash is how the account's token is kept.
+func (x accountConfig) hash() (string, error) {
+	if x.TokenHash != "" {
+		if len(x.TokenHash) != 64 || strings.Trim(x.TokenHash, "0123456789abcdef") != "" {
+			return "", snapferry.Errorf(snapferry.Invalid, "account %s: token_hash is not a SHA-256 in lower-case hexadecimal", x.Name)
+		}
+		return x.TokenHash, nil
+	}
+	p, err := os.ReadFile(x.TokenFile)
+	if err != nil {
+		return "", fileError("read token", x.TokenFile, err)
+	}
+	token := string(bytes.TrimSpace(p))
+	if len(token) < minToken {
+		return "", snapferry.Errorf(snapferry.Invalid, "account %s: the token in %s is shorter than %d bytes", x.Name, x.TokenFile, minToken)
+	}
+	return control.HashToken(token), nil
+}

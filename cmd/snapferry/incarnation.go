@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/meta"
+)
+
+// Every start of a region makes one object incarnation/NUMBER in its bucket,
+// if absent, with the next number; then the metadata has that number. So
+// metadata that is older than its bucket, or belongs to another one, is seen
+// at the next start, and refused. docs/operations.md describes the object.
+
+const (
+	incarnationPrefix = "incarnation/"
+	incarnationLimit  = 4096 // bytes
+	actionStart       = "StartRegion"
+)
+
+// incarnation is the content of such an object.
+type incarnation struct {
+	Version int                  `json:"version"` // 1
+	ID      string               `json:"id"`      // of the region
+	Name    snapferry.RegionName `json:"name"`    // of the region, for people
+	Number  uint64               `json:"number"`
+	Start   string               `json:"start"` // random; the metadata had it before the object was made
+}
+
+func incarnationName(n uint64) string { return fmt.Sprintf("%s%020d", incarnationPrefix, n) }
+
+func randomHex(n int) string {
+	p := make([]byte, n)
+	rand.Read(p)
+	return hex.EncodeToString(p)
+}
+
+// startRegion makes or reads the region's row and begins its next incarnation.
+func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name snapferry.RegionName) (meta.Region, error) {
+	row, found, err := regionRow(ctx, db)
+	if err != nil {
+		return row, err
+	}
+	if found && row.Name != name {
+		return row, snapferry.Errorf(snapferry.Conflict, "the metadata belongs to region %s, not %s", row.Name, name).
+			WithHint("correct name or directory in the configuration")
+	}
+	highest, err := highestIncarnation(ctx, bucket)
+	if err != nil {
+		return row, err
+	}
+	if !found {
+		if highest != nil {
+			return row, foreignBucket(*highest)
+		}
+		if err := bucket.Check(ctx); err != nil {
+			return row, err
+		}
+		if row, err = newRegion(ctx, db, name); err != nil {
+			return row, err
+		}
+	}
+	if err := checkIncarnation(row, highest); err != nil {
+		return row, err
+	}
+	return nextIncarnation(ctx, db, bucket, row)
+}
+
+func regionRow(ctx context.Context, db *meta.DB) (row meta.Region, found bool, err error) {
+	err = db.View(ctx, func(tx *meta.Tx) (err error) {
+		row, err = tx.Region()
+		return err
+	})
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return row, false, nil
+	}
+	return row, err == nil, err
+}
+
+// newRegion makes the row of a region that starts for the first time.
+func newRegion(ctx context.Context, db *meta.DB, name snapferry.RegionName) (meta.Region, error) {
+	_, sign, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return meta.Region{}, snapferry.Errorf(snapferry.Internal, "make the region's key: %w", err)
+	}
+	lookup := make([]byte, 32)
+	rand.Read(lookup)
+	row := meta.Region{Name: name, ID: randomHex(16), SignKey: sign, LookupKey: lookup, Created: time.Now()}
+	return row, db.Update(ctx, func(tx *meta.Tx) error { return tx.PutRegion(row) })
+}
+
+// highestIncarnation reads the newest incarnation in the bucket; nil when
+// there is none.
+func highestIncarnation(ctx context.Context, bucket *blob.Bucket) (*incarnation, error) {
+	last := ""
+	err := bucket.List(ctx, incarnationPrefix, "", func(i blob.Info) error {
+		last = i.Name
+		return nil
+	})
+	if err != nil || last == "" {
+		return nil, err
+	}
+	return readIncarnation(ctx, bucket, last)
+}
+
+func readIncarnation(ctx context.Context, bucket *blob.Bucket, name string) (*incarnation, error) {
+	p, err := bucket.Get(ctx, name, incarnationLimit)
+	if err != nil {
+		return nil, err
+	}
+	var x incarnation
+	d := json.NewDecoder(strings.NewReader(string(p)))
+	if err := d.Decode(&x); err != nil || x.ID == "" {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s does not say whose bucket this is", name)
+	}
+	if x.Version > 1 {
+		return nil, snapferry.Errorf(snapferry.Unsupported, "object %s has version %d, this program knows 1", name, x.Version).
+			WithHint("start the region with the newer snapferry")
+	}
+	if x.Version < 1 || incarnationName(x.Number) != name {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s says that it is incarnation %d", name, x.Number)
+	}
+	return &x, nil
+}
+
+func foreignBucket(x incarnation) error {
+	return snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), and this metadata does not", x.Name, x.ID).
+		WithHint("correct directory in the configuration; when the metadata was lost, the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
+}
+
+// checkIncarnation refuses metadata that does not belong to its bucket or is
+// older. The next number may be taken already: see nextIncarnation.
+func checkIncarnation(row meta.Region, highest *incarnation) error {
+	switch {
+	case highest == nil && row.Incarnation == 0:
+		return nil
+	case highest == nil || highest.ID == row.ID && highest.Number < row.Incarnation:
+		return snapferry.Errorf(snapferry.Conflict, "the bucket is not the one of this metadata, or lost objects: incarnation %d is not in it", row.Incarnation).
+			WithHint("correct directory in the configuration, or bring the bucket back")
+	case highest.ID != row.ID:
+		return foreignBucket(*highest)
+	case highest.Number > row.Incarnation+1:
+		return tooOld(row, highest.Number)
+	}
+	return nil
+}
+
+func tooOld(row meta.Region, number uint64) error {
+	return snapferry.Errorf(snapferry.Conflict, "the metadata is older than its bucket: it knows incarnation %d, the bucket has %d", row.Incarnation, number).
+		WithHint("bring the newest metadata back; the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
+}
+
+// nextIncarnation makes the object of the next incarnation, then the metadata
+// know it. An object that is there already is ours if the metadata knows its
+// start: then only the last step was lost.
+func nextIncarnation(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region) (meta.Region, error) {
+	x := incarnation{Version: 1, ID: row.ID, Name: row.Name, Number: row.Incarnation + 1, Start: randomHex(16)}
+	name := incarnationName(x.Number)
+	body, err := json.Marshal(x)
+	if err != nil {
+		return row, snapferry.Errorf(snapferry.Internal, "encode %s: %w", name, err)
+	}
+	err = db.Update(ctx, func(tx *meta.Tx) error {
+		return tx.AddAudit(meta.Audit{At: time.Now(), Action: actionStart, Subject: name, Detail: x.Start})
+	})
+	if err != nil {
+		return row, err
+	}
+	if err := bucket.Put(ctx, name, append(body, '\n')); snapferry.IsKind(err, snapferry.Exists) {
+		if err := ourIncarnation(ctx, db, bucket, row, name); err != nil {
+			return row, err
+		}
+	} else if err != nil {
+		return row, err
+	}
+	row.Incarnation = x.Number
+	return row, db.Update(ctx, func(tx *meta.Tx) error { return tx.PutRegion(row) })
+}
+
+// ourIncarnation reports whether an incarnation that is in the bucket was made
+// by a start that this metadata knows.
+func ourIncarnation(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region, name string) error {
+	there, err := readIncarnation(ctx, bucket, name)
+	if err != nil {
+		return err
+	}
+	if there.ID != row.ID {
+		return foreignBucket(*there)
+	}
+	var starts []meta.Audit
+	err = db.View(ctx, func(tx *meta.Tx) (err error) {
+		starts, err = tx.AuditOf(name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range starts {
+		if s.Action == actionStart && s.Detail == there.Start {
+			return nil
+		}
+	}
+	return tooOld(row, there.Number)
+}

@@ -1,0 +1,309 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/api/nativeapi"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/blob/dirblob"
+	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/handoff"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/peer"
+	"github.com/snapferry/snapferry/internal/pki"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	stopTimeout   = 3 * time.Second // for requests that run when the server stops
+)
+
+// regionServer is a region in this process: its parts, and where it listens.
+type regionServer struct {
+	cfg     serverConfig
+	log     *slog.Logger
+	region  *control.Region
+	handoff *handoff.Server
+	api     service
+	peers   service
+	clients []*peer.Client
+	closers []func() error // in the order of opening
+}
+
+// service is an HTTP server and where it listens.
+type service struct {
+	listener net.Listener
+	server   *http.Server
+}
+
+// openRegion opens a region's directory and its sockets. Nothing is served
+// before serve; close gives everything back, also after serve.
+func openRegion(ctx context.Context, cfg serverConfig, log *slog.Logger) (*regionServer, error) {
+	s := &regionServer{cfg: cfg, log: log.With("region", string(cfg.Name))}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *regionServer) onClose(fn func() error) { s.closers = append(s.closers, fn) }
+
+func (s *regionServer) open(ctx context.Context) error {
+	if err := os.MkdirAll(s.cfg.Directory, 0o700); err != nil {
+		return fileError("make", s.cfg.Directory, err)
+	}
+	id, ca, err := s.identity()
+	if err != nil {
+		return err
+	}
+	// The bucket's lock comes first: it keeps a second server out.
+	driver, err := dirblob.Open(ctx, filepath.Join(s.cfg.Directory, "bucket"), nil)
+	if err != nil {
+		return err
+	}
+	bucket := blob.New(driver)
+	s.onClose(bucket.Close)
+	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, "meta.db")})
+	if err != nil {
+		return err
+	}
+	s.onClose(db.Close)
+	row, err := startRegion(ctx, db, bucket, s.cfg.Name)
+	if err != nil {
+		return err
+	}
+	if err := ensureAccounts(ctx, db, s.cfg.Accounts); err != nil {
+		return err
+	}
+	check, err := s.assemble(db, bucket, row, id, ca)
+	if err != nil {
+		return err
+	}
+	return s.listen(id, ca, check)
+}
+
+// identity reads the certificates with which regions know each other.
+func (s *regionServer) identity() (*pki.Identity, *x509.CertPool, error) {
+	id, err := pki.LoadIdentity(s.cfg.Peer.Certificate, s.cfg.Peer.Key, s.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	if id.Region() != s.cfg.Name {
+		return nil, nil, snapferry.Errorf(snapferry.Invalid, "%s is the certificate of region %s, not of %s", s.cfg.Peer.Certificate, id.Region(), s.cfg.Name).
+			WithHint("make one with: snapferry pki issue %s", s.cfg.Name)
+	}
+	ca, err := pki.LoadCA(s.cfg.Peer.CA)
+	return id, ca, err
+}
+
+// ensureAccounts adds the accounts of the configuration that are not there.
+func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) error {
+	hashes := make([]string, len(accounts))
+	for i, x := range accounts {
+		var err error
+		if hashes[i], err = x.hash(); err != nil {
+			return err
+		}
+	}
+	return db.Update(ctx, func(tx *meta.Tx) error {
+		all, err := tx.Accounts()
+		if err != nil {
+			return err
+		}
+		have := make(map[string]meta.Account, len(all))
+		for _, x := range all {
+			have[x.Name] = x
+		}
+		for i, x := range accounts {
+			old, ok := have[x.Name]
+			if ok && old.TokenHash != hashes[i] {
+				return snapferry.Errorf(snapferry.Unsupported, "account %s has another token in the metadata than in the configuration", x.Name).
+					WithHint("put the former token back; changing it is not offered yet")
+			}
+			if ok {
+				continue
+			}
+			row := meta.Account{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: x.Name}, TokenHash: hashes[i], Created: time.Now()}
+			if err := tx.InsertAccount(row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// assemble makes the parts of the region and introduces them to each other.
+func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
+	codec, err := snapferry.ParseCodec(s.cfg.Compression)
+	if err != nil {
+		return nil, err
+	}
+	if len(row.SignKey) != ed25519.PrivateKeySize {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "the region's signing key in the metadata has %d bytes", len(row.SignKey))
+	}
+	sign := ed25519.PrivateKey(row.SignKey)
+	v, err := vault.New(vault.Config{
+		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log,
+		Memory: int64(float64(s.cfg.Memory) * vault.DefaultMemory / defaultMemory),
+	})
+	if err != nil {
+		return nil, err
+	}
+	peers := make(map[snapferry.RegionName]func(string) transfer.Remote, len(s.cfg.Peers))
+	for _, p := range s.cfg.Peers {
+		c := peer.NewClient(p.Name, p.Address, pki.PeerClientConfig(id, ca, p.Name))
+		s.clients = append(s.clients, c)
+		peers[p.Name] = c.As
+	}
+	s.region = control.New(control.Config{
+		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log,
+		Jobs: job.New(db, job.Config{Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Log: s.log}),
+	})
+	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: sign.Public().(ed25519.PublicKey)}, nil
+}
+
+// listen opens the sockets of the region.
+func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checker) error {
+	var err error
+	if s.handoff, err = handoff.New(s.cfg.Handoff, s.log); err != nil {
+		return err
+	}
+	s.onClose(s.handoff.Close)
+	if s.api.listener, err = s.listenAPI(); err != nil {
+		return err
+	}
+	s.onClose(closed(s.api.listener))
+	s.api.server = &http.Server{
+		Handler:           nativeapi.Handler(nativeapi.Config{Region: s.region, Files: s.handoff, Checker: check, Version: version, Log: s.log}),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	plain, err := net.Listen("tcp", s.cfg.Peer.Listen)
+	if err != nil {
+		return listenError("peer.listen", s.cfg.Peer.Listen, err)
+	}
+	s.peers.listener = tls.NewListener(plain, pki.PeerServerConfig(id, ca))
+	s.onClose(closed(plain))
+	s.peers.server = &http.Server{
+		Handler:           peer.Handler(control.Host{Region: s.region}, s.log),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		// HTTP/1.1 only: a stream has a connection of its own.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+	return nil
+}
+
+func (s *regionServer) listenAPI() (net.Listener, error) {
+	if s.cfg.API.unix() {
+		return listenUnix(s.cfg.API.Listen)
+	}
+	l, err := net.Listen("tcp", s.cfg.API.Listen)
+	if err != nil {
+		return nil, listenError("api.listen", s.cfg.API.Listen, err)
+	}
+	if s.cfg.API.Certificate == "" {
+		return l, nil
+	}
+	cert, err := tls.LoadX509KeyPair(s.cfg.API.Certificate, s.cfg.API.Key)
+	if err != nil {
+		return nil, errors.Join(snapferry.Errorf(snapferry.Invalid, "read %s and %s: %w", s.cfg.API.Certificate, s.cfg.API.Key, err), l.Close())
+	}
+	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}), nil
+}
+
+// listenUnix listens on a unix socket that only this user can reach. The
+// socket of a process that ended is replaced; the lock of the bucket says that
+// there is no other server of this region.
+func listenUnix(path string) (net.Listener, error) {
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, snapferry.Errorf(snapferry.Conflict, "somebody listens on %s already", path)
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+		if err := os.Remove(path); err != nil {
+			return nil, fileError("replace socket", path, err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, listenError("api.listen", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fileError("protect socket", path, err), l.Close())
+	}
+	return l, nil
+}
+
+func listenError(key, address string, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	return snapferry.Errorf(snapferry.Unavailable, "%s %s: %w", key, address, err).WithHint("correct %s in the configuration, or end what uses it", key)
+}
+
+// closed closes something that its server may have closed already.
+func closed(c io.Closer) func() error {
+	return func() error {
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// serve serves until ctx ends or a part of the region fails, and returns when
+// jobs have come to rest.
+func (s *regionServer) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.region.Run(ctx) })
+	g.Go(func() error { return s.handoff.Serve(ctx) })
+	for _, x := range []service{s.api, s.peers} {
+		g.Go(func() error {
+			if err := x.server.Serve(x.listener); !errors.Is(err, http.ErrServerClosed) {
+				return snapferry.Errorf(snapferry.Unavailable, "serve on %s: %w", x.listener.Addr(), err)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			<-ctx.Done()
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			if err := x.server.Shutdown(stop); err != nil {
+				return x.server.Close() // long streams: their clients ask again
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// close gives back what openRegion opened.
+func (s *regionServer) close() error {
+	for _, c := range s.clients {
+		c.Close()
+	}
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}

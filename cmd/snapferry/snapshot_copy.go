@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/client"
+)
+
+// copyFlags say from where to where.
+type copyFlags struct {
+	from, to string
+	full     bool
+}
+
+func (c *copyFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.from, "from", "", "region that has the snapshot (default: --region, or default_region of the configuration)")
+	cmd.Flags().StringVar(&c.to, "to", "", "region that gets the copy")
+	cmd.Flags().BoolVar(&c.full, "full", false, "move everything, whatever the region has already")
+}
+
+// request returns the copy that the flags and the id ask for, and the region
+// that makes it.
+func (a *app) copyRequest(f copyFlags, id string) (req client.CopyRequest, to snapferry.RegionName, err error) {
+	if req.Source, err = snapferry.ParseSnapshotID(id); err != nil {
+		return req, "", err
+	}
+	if f.to == "" {
+		return req, "", snapferry.Errorf(snapferry.Invalid, "where to copy is missing").WithHint("give the region with --to")
+	}
+	if f.from == "" {
+		if _, req.From, err = a.connect(""); err != nil {
+			return req, "", err
+		}
+	} else if req.From, err = snapferry.ParseRegionName(f.from); err != nil {
+		return req, "", err
+	}
+	to, err = snapferry.ParseRegionName(f.to)
+	req.Full = f.full
+	return req, to, err
+}
+
+func (a *app) copyCommand() *cobra.Command {
+	var labels labelFlags
+	var flags copyFlags
+	var wait bool
+	cmd := &cobra.Command{
+		Use: "copy ID --from REGION --to REGION", Short: "Copy a snapshot to another region", Args: cobra.ExactArgs(1),
+		Long: `Copy a snapshot to another region, which pulls it and moves only what it does not
+have yet. The copy goes on without this command and through restarts of both
+regions. To cancel it, delete the new snapshot.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := labels.get()
+			if err != nil {
+				return err
+			}
+			req, to, err := a.copyRequest(flags, args[0])
+			if err != nil {
+				return err
+			}
+			req.Labels = l
+			return a.copySnapshot(cmd.Context(), req, to, wait)
+		},
+	}
+	labels.register(cmd)
+	flags.register(cmd)
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the copy is ready")
+	return cmd
+}
+
+func (a *app) copySnapshot(ctx context.Context, req client.CopyRequest, to snapferry.RegionName, wait bool) error {
+	c, _, err := a.connect(to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	s, err := c.Copy(ctx, req)
+	if err != nil {
+		return err
+	}
+	if !wait {
+		return a.showSnapshot(s)
+	}
+	return a.await(ctx, c, s.ID)
+}

@@ -1,0 +1,156 @@
+// Package fsck proves that a region is what it must be: that the bucket has
+// every object the metadata names, that records, directories and footers agree
+// with the metadata, and, in a deep check, that every byte is under its
+// checksum, that every block and node is what the maps say, that the maps of a
+// chain keep the reference rule, and that each stored frame is either reached
+// by a map or marked dead.
+//
+// It only reads. It never repairs and never deletes: it names what is wrong
+// and which snapshots suffer. A region may be in use meanwhile; what changed
+// while it was looked at is left to the next check.
+package fsck
+
+import (
+	"context"
+	"crypto/ed25519"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// Config says what to check.
+type Config struct {
+	DB         *meta.DB
+	Bucket     *blob.Bucket
+	Vault      *vault.Vault // reads the nodes of maps
+	Region     snapferry.RegionName
+	SignPublic ed25519.PublicKey // that version records are signed with
+	Deep       bool              // read everything
+	Workers    int               // objects read at a time; 0: twice the processors
+	// Progress, if not nil, is told how many bytes of objects are settled, of
+	// how many. It is called from one goroutine at a time; done never goes back.
+	Progress func(done, total int64)
+}
+
+// Report is what a check found.
+type Report struct {
+	Region    snapferry.RegionName `json:"region"`
+	Deep      bool                 `json:"deep"`
+	Clean     bool                 `json:"clean"`     // no damage; there may be garbage
+	Snapshots int64                `json:"snapshots"` // visible ones
+	Versions  int64                `json:"versions"`
+	Objects   int64                `json:"objects"` // that hold segments
+	Bytes     int64                `json:"bytes"`   // read from the bucket, nodes read to walk the maps not counted
+	Frames    int64                `json:"frames"`  // in the segments whose footers could be read
+	Findings  []Finding            `json:"findings"`
+}
+
+// The severities of findings.
+const (
+	Damage  = "damage"  // something that is needed, or that metadata tells of, is missing or wrong
+	Garbage = "garbage" // harmless: takes space, or is left from something that did not come to its end
+)
+
+// Finding is one thing that is not as it must be.
+type Finding struct {
+	Severity  string                 `json:"severity"`
+	Object    string                 `json:"object,omitempty"`
+	Segment   string                 `json:"segment,omitempty"`
+	Slot      *int                   `json:"slot,omitempty"`
+	Version   string                 `json:"version,omitempty"` // that the finding is about, or that wrote the segment
+	Problem   string                 `json:"problem"`
+	Snapshots []snapferry.SnapshotID `json:"snapshots,omitempty"` // that suffer
+}
+
+// Run checks a region. The error says why the check could not be made (the
+// bucket or the metadata cannot be read, the context ended); what is wrong
+// with the region is in the report.
+func Run(ctx context.Context, cfg Config) (*Report, error) {
+	if cfg.Workers <= 0 {
+		cfg.Workers = 2 * runtime.GOMAXPROCS(0)
+	}
+	c := &checker{Config: cfg, seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}}
+	for _, step := range []func(context.Context) error{
+		c.list, // before the metadata: what is in the list was registered then
+		c.load,
+		c.checkVersions,
+		c.checkSnapshots,
+		c.checkRecords,
+		c.checkIncarnations,
+		c.walkMaps,
+		c.checkObjects,
+		c.checkNames,
+		c.attribute,
+		c.confirm,
+	} {
+		if err := step(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil, snapferry.Errorf(snapferry.Cancelled, "check region %s: %w", cfg.Region, err)
+			}
+			return nil, snapferry.Errorf(snapferry.KindOf(err), "check region %s: %w", cfg.Region, err)
+		}
+	}
+	return c.report(), nil
+}
+
+// A checker is one run.
+type checker struct {
+	Config
+	bucket listing
+	state  *state
+	bytes  atomic.Int64 // read from the bucket
+	frames atomic.Int64
+	looked atomic.Int64 // objects
+
+	mu       sync.Mutex
+	findings []*finding
+	seen     map[string]bool            // keys of findings
+	more     int64                      // findings beyond maxFindings
+	broken   map[snapferry.ChainID]bool // chains of which not all maps could be walked
+	done     int64
+	total    int64
+}
+
+// step counts n bytes of objects as settled.
+func (c *checker) step(n int64) {
+	if c.Progress == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done += n
+	c.Progress(c.done, c.total)
+}
+
+// each runs fn for every item, Workers at a time.
+func each[T any](ctx context.Context, c *checker, items []T, fn func(context.Context, T) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.Workers)
+	for _, item := range items {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return fn(gctx, item) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// isFinding reports whether an error of a read tells of the region's state,
+// rather than of our not being able to look.
+func isFinding(err error) bool {
+	switch snapferry.KindOf(err) {
+	case snapferry.Corrupt, snapferry.NotFound, snapferry.Unsupported:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,221 @@
+package simtest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/segment"
+)
+
+// TB is what checks need of a test, also of one by package rapid.
+type TB interface {
+	Helper()
+	Errorf(format string, args ...any)
+}
+
+// Garbage says what Check may find in the bucket beside what the metadata
+// knows.
+type Garbage bool
+
+// What a crash may leave, or that there was none.
+const (
+	NoGarbage  Garbage = false
+	MayGarbage Garbage = true
+)
+
+// Check proves the region's accounts: every object of the metadata is in the
+// bucket and sound; every slot that a version refers to is live and not dead;
+// every other slot of a sealed version's segments is dead; every version that
+// is real has its record. Without garbage, nothing else is in the bucket.
+func (r *Region) Check(tb TB, g Garbage) {
+	tb.Helper()
+	if err := r.DB.Check(context.Background()); err != nil {
+		tb.Errorf("%s: %v", r.Name, err)
+	}
+	a := accounts{region: r, tb: tb, segments: map[snapferry.SegmentID]meta.Segment{}, objects: map[string]meta.Object{}, used: map[slot]bool{}}
+	r.View(func(tx *meta.Tx) (err error) {
+		if a.versions, err = tx.AllVersions(); err != nil {
+			return err
+		}
+		if err := tx.AllSegments(func(s meta.Segment) error { a.segments[s.ID] = s; return nil }); err != nil {
+			return err
+		}
+		return tx.AllObjects(func(o meta.Object) error { a.objects[o.Name] = o; return nil })
+	})
+	states := map[snapferry.VersionID]snapferry.VersionState{}
+	for _, v := range a.versions {
+		states[v.ID] = v.State
+		a.version(v)
+	}
+	for _, s := range a.segments {
+		if states[s.Version] == "" {
+			tb.Errorf("%s: segment %s belongs to no version", r.Name, s.ID)
+		}
+		if states[s.Version] == snapferry.VersionSealed || states[s.Version] == snapferry.VersionGhost {
+			a.segment(s)
+		}
+	}
+	a.bucket(g, states)
+	r.deep(tb)
+}
+
+type slot struct {
+	segment snapferry.SegmentID
+	slot    uint16
+}
+
+type accounts struct {
+	region   *Region
+	tb       TB
+	versions []meta.Version
+	segments map[snapferry.SegmentID]meta.Segment
+	objects  map[string]meta.Object
+	used     map[slot]bool
+}
+
+func (a *accounts) use(at snapferry.Position, ref snapferry.Ref, kind snapferry.FrameKind) {
+	a.used[slot{ref.Segment, ref.Slot}] = true
+	s, ok := a.segments[ref.Segment]
+	switch {
+	case !ok:
+		a.tb.Errorf("%s: %v refers to unknown segment %s", a.region.Name, at, ref)
+	case s.State != meta.SegmentLive || s.Kind != kind || int(ref.Slot) >= s.Slots:
+		a.tb.Errorf("%s: %v refers to %s, which is %s, of %s, with %d slots", a.region.Name, at, ref, s.State, s.Kind, s.Slots)
+	case isDead(s, ref.Slot):
+		a.tb.Errorf("%s: %v refers to the dead slot %s", a.region.Name, at, ref)
+	}
+}
+
+func isDead(s meta.Segment, n uint16) bool {
+	return int(n)/8 < len(s.DeadSlots) && s.DeadSlots[n/8]&(1<<(n%8)) != 0
+}
+
+// version walks the map of a version that is real.
+func (a *accounts) version(v meta.Version) {
+	if v.State == snapferry.VersionOpen {
+		return
+	}
+	ctx := context.Background()
+	m, err := a.region.Vault.MapOf(ctx, v.ID)
+	if err != nil {
+		a.tb.Errorf("%s: %v", a.region.Name, err)
+		return
+	}
+	empty := blockmap.Map{Size: m.Size, Nodes: a.region.Vault}
+	err = blockmap.DiffNodes(ctx, empty, m, func(at snapferry.Position, n *blockmap.Node) error {
+		for i := range n.Presence.All() {
+			_, ref, _ := n.Child(i)
+			kind := snapferry.NodeFrame
+			if at.Level == 0 {
+				kind = snapferry.BlockFrame
+			}
+			a.use(at, ref, kind)
+		}
+		return nil
+	})
+	if err != nil {
+		a.tb.Errorf("%s: version %s: %v", a.region.Name, v.ID, err)
+	}
+	a.record(ctx, v)
+}
+
+// record checks the newest version record of a version.
+func (a *accounts) record(ctx context.Context, v meta.Version) {
+	p, err := a.region.Bucket.Get(ctx, record.Name(v.ID, v.Revision), 1<<20)
+	if err != nil {
+		a.tb.Errorf("%s: record of version %s: %v", a.region.Name, v.ID, err)
+		return
+	}
+	rec, err := record.Decode(p, a.region.PublicKey(), nil)
+	if err != nil {
+		a.tb.Errorf("%s: record of version %s: %v", a.region.Name, v.ID, err)
+		return
+	}
+	if rec.Version != v.ID || rec.Chain != v.Chain || rec.Size != v.Size || rec.State != v.State || rec.Digest != v.Digest {
+		a.tb.Errorf("%s: record of version %s says %v %d %v, want %v %d %v", a.region.Name, v.ID, rec.State, rec.Size, rec.Digest, v.State, v.Size, v.Digest)
+	}
+}
+
+// segment checks the accounts of a segment whose version is real.
+func (a *accounts) segment(s meta.Segment) {
+	dead := 0
+	for i := range s.Slots {
+		n := uint16(i)
+		if isDead(s, n) {
+			dead++
+		} else if !a.used[slot{s.ID, n}] {
+			a.tb.Errorf("%s: slot %d of segment %s (%s, %s) is neither referred to nor dead", a.region.Name, n, s.ID, s.Kind, s.State)
+		}
+	}
+	if dead != s.Dead {
+		a.tb.Errorf("%s: segment %s counts %d dead slots, has %d", a.region.Name, s.ID, s.Dead, dead)
+	}
+}
+
+// bucket compares the bucket with the metadata and scrubs every object.
+func (a *accounts) bucket(g Garbage, states map[snapferry.VersionID]snapferry.VersionState) {
+	ctx := context.Background()
+	seen := map[string]bool{}
+	err := a.region.Bucket.List(ctx, "", "", func(i blob.Info) error {
+		seen[i.Name] = true
+		if v, _, err := record.ParseName(i.Name); err == nil {
+			if states[v] == "" && g == NoGarbage {
+				a.tb.Errorf("%s: record %s of no version", a.region.Name, i.Name)
+			}
+			return nil
+		}
+		if !strings.HasPrefix(i.Name, vault.ObjectPrefix) {
+			return nil
+		}
+		o, ok := a.objects[i.Name]
+		if !ok && g == NoGarbage {
+			a.tb.Errorf("%s: object %s is garbage", a.region.Name, i.Name)
+		}
+		if ok && o.Size != i.Size {
+			a.tb.Errorf("%s: object %s has %d bytes, want %d", a.region.Name, i.Name, i.Size, o.Size)
+		}
+		_, err := segment.VerifyObject(objectReader{ctx, a.region.Bucket, i.Name, i.Size}, i.Size)
+		return err
+	})
+	if err != nil {
+		a.tb.Errorf("%s: bucket: %v", a.region.Name, err)
+	}
+	for name := range a.objects {
+		if !seen[name] {
+			a.tb.Errorf("%s: object %s is missing", a.region.Name, name)
+		}
+	}
+}
+
+type objectReader struct {
+	ctx  context.Context
+	b    *blob.Bucket
+	name string
+	size int64
+}
+
+func (o objectReader) ReadAt(p []byte, off int64) (int, error) {
+	n := min(int64(len(p)), o.size-off)
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	err := o.b.ReadAt(o.ctx, o.name, p[:n], off)
+	if err == nil && n < int64(len(p)) {
+		err = io.EOF
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		n = 0
+	}
+	return int(n), err
+}
+
+// deep is the place of fsck, which proves more than Check.
+func (r *Region) deep(TB) {}

@@ -1,0 +1,228 @@
+// Package simtest builds regions in one process for tests: metadata, bucket,
+// vault, jobs and control plane over a store that survives a restart, cut off
+// power and broken links on demand, and a check of all accounts at the end.
+package simtest
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/blob/blobtest"
+	"github.com/snapferry/snapferry/internal/blob/memblob"
+	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// Options say how a region is made. The zero value is a region "east" in
+// memory that knows no other.
+type Options struct {
+	Name   snapferry.RegionName
+	Driver blob.Driver // of the bucket; nil for one in memory
+	DB     string      // path of the metadata; "" for a temporary one
+	Codec  snapferry.Codec
+	Peers  map[snapferry.RegionName]func(account string) transfer.Remote
+	Jobs   bool          // set the control plane to work
+	Lease  time.Duration // of jobs; 0 for the default
+	// Workers is how many jobs run at a time; 0 for the default.
+	Workers int
+}
+
+// A Region is a region under test. Its parts are new after a Restart.
+type Region struct {
+	Name    snapferry.RegionName
+	Faulty  *blobtest.Faulty // between Power and the driver
+	Power   *Power
+	DB      *meta.DB
+	Bucket  *blob.Bucket
+	Vault   *vault.Vault
+	Control *control.Region
+
+	tb     testing.TB
+	opts   Options
+	key    ed25519.PrivateKey
+	starts int
+	stop   func()
+}
+
+// template is the path of metadata that is migrated already, so that a test
+// that opens many regions does not migrate as often.
+func template(tb testing.TB) []byte {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "simtest")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "meta.db")
+	db, err := meta.Open(context.Background(), meta.Config{Path: path})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	p, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+// A Factory makes regions from one migrated database.
+type Factory struct{ db []byte }
+
+// NewFactory returns a factory of regions.
+func NewFactory(tb testing.TB) *Factory { return &Factory{db: template(tb)} }
+
+// NewRegion makes a region.
+func (f *Factory) NewRegion(tb testing.TB, o Options) *Region {
+	tb.Helper()
+	if o.DB == "" {
+		o.DB = filepath.Join(tb.TempDir(), "meta.db")
+	}
+	if err := os.WriteFile(o.DB, f.db, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return NewRegion(tb, o)
+}
+
+// NewRegion makes a region that is stopped when the test ends.
+func NewRegion(tb testing.TB, o Options) *Region {
+	tb.Helper()
+	if o.Name == "" {
+		o.Name = "east"
+	}
+	if o.Driver == nil {
+		o.Driver = memblob.New()
+	}
+	if o.DB == "" {
+		o.DB = filepath.Join(tb.TempDir(), "meta.db")
+	}
+	f := blobtest.NewFaulty(tb, o.Driver)
+	r := &Region{Name: o.Name, Faulty: f, Power: NewPower(f), tb: tb, opts: o}
+	var err error
+	if _, r.key, err = ed25519.GenerateKey(nil); err != nil {
+		tb.Fatal(err)
+	}
+	r.start()
+	r.Update(func(tx *meta.Tx) error {
+		return tx.PutRegion(meta.Region{Name: o.Name, ID: "region", SignKey: r.key, LookupKey: r.key[:32], Created: time.Now()})
+	})
+	tb.Cleanup(r.Stop)
+	return r
+}
+
+// PublicKey verifies the region's version records.
+func (r *Region) PublicKey() ed25519.PublicKey { return r.key.Public().(ed25519.PublicKey) }
+
+func (r *Region) start() {
+	r.tb.Helper()
+	r.starts++
+	ctx, cancel := context.WithCancel(context.Background())
+	var err error
+	r.DB, err = meta.Open(ctx, meta.Config{Path: r.opts.DB, Hooks: r.Power.Hooks()})
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.Bucket = blob.New(r.Power)
+	r.Vault, err = vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	jobs := job.New(r.DB, job.Config{
+		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Log: log,
+	})
+	r.Control = control.New(control.Config{
+		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log,
+	})
+	ended := make(chan struct{})
+	db := r.DB
+	if r.opts.Jobs {
+		c := r.Control
+		go func() {
+			defer close(ended)
+			if err := c.Run(ctx); err != nil {
+				r.tb.Errorf("region %s: %v", r.Name, err)
+			}
+		}()
+	} else {
+		close(ended)
+	}
+	r.stop = func() {
+		cancel()
+		<-ended
+		if err := db.Close(); err != nil {
+			r.tb.Errorf("close metadata of %s: %v", r.Name, err)
+		}
+	}
+}
+
+// Stop ends the region's jobs and closes its metadata.
+func (r *Region) Stop() {
+	if r.stop != nil {
+		r.stop()
+		r.stop = nil
+	}
+}
+
+// Restart stops the region, brings the power back and starts it again on what
+// bucket and metadata hold.
+func (r *Region) Restart() {
+	r.tb.Helper()
+	r.Stop()
+	r.Power.Restore()
+	r.start()
+}
+
+// Update changes the metadata.
+func (r *Region) Update(fn func(tx *meta.Tx) error) {
+	r.tb.Helper()
+	if err := r.DB.Update(context.Background(), fn); err != nil {
+		r.tb.Fatalf("region %s: %v", r.Name, err)
+	}
+}
+
+// View reads the metadata.
+func (r *Region) View(fn func(tx *meta.Tx) error) {
+	r.tb.Helper()
+	if err := r.DB.View(context.Background(), fn); err != nil {
+		r.tb.Fatalf("region %s: %v", r.Name, err)
+	}
+}
+
+// Account makes an account.
+func (r *Region) Account(name string) snapferry.AccountID {
+	r.tb.Helper()
+	id := snapferry.NewAccountID()
+	r.Update(func(tx *meta.Tx) error {
+		return tx.InsertAccount(meta.Account{Account: snapferry.Account{ID: id, Name: name}, Created: time.Now()})
+	})
+	return id
+}
+
+// Volume makes a lineage with a chain of its own.
+func (r *Region) Volume(account snapferry.AccountID, name string) meta.Volume {
+	r.tb.Helper()
+	chain := meta.Chain{ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true, Created: time.Now()}
+	vol := meta.Volume{ID: snapferry.NewVolumeID(), Account: account, Name: name, Chain: chain.ID, Created: time.Now()}
+	r.Update(func(tx *meta.Tx) error {
+		if err := tx.InsertChain(chain); err != nil {
+			return err
+		}
+		return tx.InsertVolume(vol)
+	})
+	return vol
+}
