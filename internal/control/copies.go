@@ -82,23 +82,54 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 		return snapferry.Snapshot{}, err
 	}
 	h, err := from.Pin(ctx, transfer.Pin{Snapshot: req.Source, Copy: c.ID, Incarnation: incarnation})
-	if err != nil {
-		// The pin may be there all the same: the source asks about a copy that
-		// is terminal, and releases it.
-		return snapferry.Snapshot{}, errors.Join(err, r.endCopy(ctx, c.ID, snapferry.CopyFailed, err))
+	var s meta.Snapshot
+	if err == nil {
+		s, err = r.admit(ctx, account, req, d, c, h.Pin)
 	}
-	s, err := r.admit(ctx, account, req, d, c, h.Pin)
-	if err != nil {
-		_ = from.Release(ctx, h) // not held for long: see above
-		if snapferry.IsKind(err, snapferry.Exists) && req.Token != "" {
-			// The same request, at the same time, was faster.
-			if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
-				return s, errors.Join(rerr, r.endCopy(ctx, c.ID, snapferry.CopyFailed, err))
-			}
+	if err == nil {
+		return r.Snapshot(ctx, account, s.ID)
+	}
+	// A pin may be there, whatever the answer was: a job looks and releases it.
+	if err2 := r.abandon(ctx, c.ID, err); err2 != nil {
+		r.log.ErrorContext(ctx, "a reserved copy stays until the next start", "copy", c.ID, "err", err2)
+	}
+	if snapferry.IsKind(err, snapferry.Exists) && req.Token != "" {
+		// The same request, at the same time, was faster.
+		if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
+			return s, rerr
 		}
-		return snapferry.Snapshot{}, errors.Join(err, r.endCopy(ctx, c.ID, snapferry.CopyFailed, err))
 	}
-	return r.Snapshot(ctx, account, s.ID)
+	return snapferry.Snapshot{}, err
+}
+
+// abandon ends a copy that was only reserved, and has its pin released.
+func (r *Region) abandon(ctx context.Context, id snapferry.CopyID, reason error) error {
+	return r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
+		c, err := tx.Copy(id)
+		if err != nil || !c.Reserved || c.State.Terminal() {
+			return err
+		}
+		if err := endCopy(tx, id, snapferry.CopyFailed, reason); err != nil {
+			return err
+		}
+		return enqueueDiscard(tx, c.Account, discardPayload{Copy: id})
+	})
+}
+
+// abandonReserved ends the copies that an earlier process reserved and did not
+// come to admit.
+func (r *Region) abandonReserved(ctx context.Context) error {
+	var all []meta.Copy
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		all, err = tx.ActiveCopies()
+		return err
+	})
+	for _, c := range all {
+		if c.Reserved && err == nil {
+			err = r.abandon(ctx, c.ID, snapferry.Errorf(snapferry.Cancelled, "region %s was restarted", r.name))
+		}
+	}
+	return err
 }
 
 const opCopy = "CopySnapshot"
