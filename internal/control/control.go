@@ -46,6 +46,7 @@ type Region struct {
 	peers   map[snapferry.RegionName]func(string) transfer.Remote
 	version string
 	log     *slog.Logger
+	started time.Time
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
@@ -58,7 +59,7 @@ func New(c Config) *Region {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Region{
-		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log,
+		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 	}
 }

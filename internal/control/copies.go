@@ -125,7 +125,7 @@ func (r *Region) abandonReserved(ctx context.Context) error {
 		return err
 	})
 	for _, c := range all {
-		if c.Reserved && err == nil {
+		if c.Reserved && c.Created.Before(r.started) && err == nil {
 			err = r.abandon(ctx, c.ID, snapferry.Errorf(snapferry.Cancelled, "region %s was restarted", r.name))
 		}
 	}

@@ -36,6 +36,7 @@ const rooms = `
 3 internal/kms filekms kmstest
 3 internal/layer
 3 internal/pki
+3 internal/handoff
 4 internal/vault
 4 internal/head
 4 internal/source
