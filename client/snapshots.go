@@ -71,7 +71,9 @@ func (c *Client) Snapshots(ctx context.Context, f Filter, fn func(snapferry.Snap
 	}
 }
 
-func snapshotPath(id snapferry.SnapshotID) string { return "/v1/snapshots/" + url.PathEscape(string(id)) }
+func snapshotPath(id snapferry.SnapshotID) string {
+	return "/v1/snapshots/" + url.PathEscape(string(id))
+}
 
 // Snapshot returns a snapshot, with its progress while it is being made.
 func (c *Client) Snapshot(ctx context.Context, id snapferry.SnapshotID) (s snapferry.Snapshot, err error) {

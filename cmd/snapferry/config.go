@@ -89,12 +89,20 @@ func (c *serverConfig) resolve(dir string) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
+}
+
+func (c *serverConfig) codec() (snapferry.Codec, error) {
 	if c.Compression == "" {
-		c.Compression = snapferry.Zstd.String()
+		return snapferry.Zstd, nil
 	}
+	return snapferry.ParseCodec(c.Compression)
+}
+
+func (c *serverConfig) memory() int64 {
 	if c.Memory == 0 {
-		c.Memory = defaultMemory
+		return defaultMemory
 	}
+	return c.Memory
 }
 
 // maxSocketPath is the longest path of a unix socket, in bytes.
@@ -104,7 +112,7 @@ func (c *serverConfig) check() error {
 	if _, err := snapferry.ParseRegionName(string(c.Name)); err != nil {
 		return err
 	}
-	if _, err := snapferry.ParseCodec(c.Compression); err != nil {
+	if _, err := c.codec(); err != nil {
 		return err
 	}
 	if _, err := c.level(); err != nil {
@@ -118,7 +126,7 @@ func (c *serverConfig) check() error {
 			return snapferry.Errorf(snapferry.Invalid, "%s is missing", need.key).WithHint("docs/operations.md has an example")
 		}
 	}
-	if c.Memory < minMemory {
+	if c.memory() < minMemory {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
 	}
 	sockets := []string{c.Handoff}

@@ -32,7 +32,9 @@ type devDir struct {
 	configs map[snapferry.RegionName]serverConfig
 }
 
-func (d *devDir) path(elem ...string) string { return filepath.Join(append([]string{d.dir}, elem...)...) }
+func (d *devDir) path(elem ...string) string {
+	return filepath.Join(append([]string{d.dir}, elem...)...)
+}
 
 func (d *devDir) configFile(r snapferry.RegionName) string { return d.path(string(r), devConfig) }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -152,7 +153,7 @@ func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) 
 
 // assemble makes the parts of the region and introduces them to each other.
 func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
-	codec, err := snapferry.ParseCodec(s.cfg.Compression)
+	codec, err := s.cfg.codec()
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +163,7 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	sign := ed25519.PrivateKey(row.SignKey)
 	v, err := vault.New(vault.Config{
 		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log,
-		Memory: int64(float64(s.cfg.Memory) * vault.DefaultMemory / defaultMemory),
+		Memory: int64(float64(s.cfg.memory()) * vault.DefaultMemory / defaultMemory),
 	})
 	if err != nil {
 		return nil, err
@@ -177,7 +178,9 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log,
 		Jobs: job.New(db, job.Config{Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Log: s.log}),
 	})
-	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: sign.Public().(ed25519.PublicKey)}, nil
+	public := sign.Public().(ed25519.PublicKey)
+	s.log.Info("region opened", "id", row.ID, "incarnation", row.Incarnation, "public_key", hex.EncodeToString(public), "version", version)
+	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public}, nil
 }
 
 // listen opens the sockets of the region.

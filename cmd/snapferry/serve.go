@@ -68,7 +68,7 @@ func (a *app) serve(ctx context.Context, cfg serverConfig) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-	debug.SetMemoryLimit(cfg.Memory)
+	debug.SetMemoryLimit(cfg.memory())
 	s, err := openRegion(ctx, cfg, log)
 	if err != nil {
 		return err

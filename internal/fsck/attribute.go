@@ -36,13 +36,17 @@ type attributor struct {
 	c         *checker
 	bySlot    map[slotKey][]int32 // numbers of findings
 	bySegment map[snapferry.SegmentID][]int32
-	nodes     map[slotKey][]int32 // what is under a node, the node included; ascending
+	byWriter  map[snapferry.VersionID][]int32 // of whole segments that a version wrote
+	nodes     map[slotKey][]int32             // what is under a node, the node included; ascending
 }
 
 // attribute tells of each damage which snapshots suffer.
 func (c *checker) attribute(ctx context.Context) error {
 	c.coarse()
-	a := &attributor{c: c, bySlot: map[slotKey][]int32{}, bySegment: map[snapferry.SegmentID][]int32{}, nodes: map[slotKey][]int32{}}
+	a := &attributor{
+		c: c, bySlot: map[slotKey][]int32{}, bySegment: map[snapferry.SegmentID][]int32{},
+		byWriter: map[snapferry.VersionID][]int32{}, nodes: map[slotKey][]int32{},
+	}
 	for i, f := range c.findings {
 		a.index(int32(i), f)
 	}
@@ -75,17 +79,24 @@ func (a *attributor) index(i int32, f *finding) {
 		k := slotKey{f.segment, uint16(f.slot)}
 		a.bySlot[k] = append(a.bySlot[k], i)
 	case f.isSegment():
-		a.bySegment[f.segment] = append(a.bySegment[f.segment], i)
+		a.indexSegment(i, f.segment)
 	case f.isObject():
 		if o := a.c.state.objects[f.object]; o != nil {
 			for _, s := range o.segments {
-				a.bySegment[s.ID] = append(a.bySegment[s.ID], i)
+				a.indexSegment(i, s.ID)
 			}
 		}
 	default:
 		if v := a.c.state.versions[f.version]; v != nil && f.snapshots == nil {
 			f.snapshots = slices.Sorted(slices.Values(v.snapshots))
 		}
+	}
+}
+
+func (a *attributor) indexSegment(i int32, id snapferry.SegmentID) {
+	a.bySegment[id] = append(a.bySegment[id], i)
+	if s := a.c.state.segments[id]; s != nil {
+		a.byWriter[s.Version] = append(a.byWriter[s.Version], i)
 	}
 }
 
@@ -126,7 +137,7 @@ func (a *attributor) node(ctx context.Context, at snapferry.Position, n *blockma
 	if hits, ok := a.nodes[key]; ok {
 		return hits, nil
 	}
-	hits := a.at(ref)
+	hits := slices.Clone(a.at(ref))
 	child, err := a.c.readNode(ctx, at, n.Digests[k], ref, n.Counts[k], size)
 	switch {
 	case err == nil:
@@ -134,15 +145,21 @@ func (a *attributor) node(ctx context.Context, at snapferry.Position, n *blockma
 		if err != nil {
 			return nil, err
 		}
-		hits = append(slices.Clip(hits), below...)
+		hits = append(hits, below...)
 	case !isFinding(err):
 		return nil, err
 	case len(hits) == 0: // not found before: a fast check reads no frames
 		f := &finding{target: a.c.onSlot(ref), severity: Damage, problem: err.Error()}
 		if i := a.c.add(f); i >= 0 {
 			a.index(int32(i), f)
-			hits = a.at(ref)
+			hits = append(hits, int32(i))
 		}
+	}
+	if s := a.c.state.segments[ref.Segment]; err != nil && s != nil {
+		// What is below cannot be told. The version that wrote the node wrote
+		// it because it wrote something below: if whole segments of it are
+		// damaged too, they are taken to be that.
+		hits = append(hits, a.byWriter[s.Version]...)
 	}
 	slices.Sort(hits)
 	hits = slices.Clip(slices.Compact(hits))

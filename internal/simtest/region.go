@@ -137,10 +137,7 @@ func (r *Region) start() {
 		r.tb.Fatal(err)
 	}
 	r.Bucket = blob.New(r.Power)
-	r.Vault, err = vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
-	if err != nil {
-		r.tb.Fatal(err)
-	}
+	r.Forget()
 	log := slog.New(slog.DiscardHandler)
 	jobs := job.New(r.DB, job.Config{
 		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Log: log,
@@ -168,6 +165,17 @@ func (r *Region) start() {
 			r.tb.Errorf("close metadata of %s: %v", r.Name, err)
 		}
 	}
+}
+
+// Forget gives the region a vault that has nothing in its caches. The control
+// plane keeps the one it has.
+func (r *Region) Forget() {
+	r.tb.Helper()
+	v, err := vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.Vault = v
 }
 
 // Stop ends the region's jobs and closes its metadata.

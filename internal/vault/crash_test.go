@@ -25,8 +25,8 @@ func newScene(t *testing.T, f *simtest.Factory) *scene {
 	t.Helper()
 	s := &scene{Region: f.NewRegion(t, simtest.Options{})}
 	s.vol = s.Volume(s.Account("a"), "disk")
-	s.base = simtest.NewDisk(40<<20+512).Fill(0, 1).Fill(2, 2).Fill(300, 3).Fill(640, 5)
-	s.next = s.base.Clone(40<<20+512).Fill(2, 0).Fill(300, 7).Fill(640, 9)
+	s.base = simtest.NewDisk(41<<20+512).Fill(0, 1).Fill(2, 2).Fill(300, 3).Fill(640, 5)
+	s.next = s.base.Clone(41<<20+512).Fill(2, 0).Fill(300, 7).Fill(640, 9)
 	var err error
 	if s.parent, _, err = s.Store(s.vol, snapferry.VersionID{}, s.base); err != nil {
 		t.Fatal(err)
