@@ -57,7 +57,6 @@ type ImportRequest struct {
 	Labels
 	Disk  vault.Disk // read by the job
 	Close func()     // gives the disk back, whatever becomes of the import
-	Token string     // the caller's, for repeating the request; may be empty
 }
 
 // Disk that can tell whether it changed while it was read.

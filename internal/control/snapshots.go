@@ -23,9 +23,13 @@ func own(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) (met
 		return s, nil
 	}
 	if err == nil || snapferry.IsKind(err, snapferry.NotFound) {
-		err = snapferry.Errorf(snapferry.NotFound, "there is no snapshot %s", id).WithHint("list what there is with: snapferry snapshot list")
+		err = notFound(id)
 	}
 	return meta.Snapshot{}, err
+}
+
+func notFound(id snapferry.SnapshotID) error {
+	return snapferry.Errorf(snapferry.NotFound, "there is no snapshot %s", id).WithHint("list what there is with: snapferry snapshot list")
 }
 
 // Snapshot returns a snapshot, with its progress while it is being made.
@@ -68,7 +72,11 @@ func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f F
 	err := r.db.View(ctx, func(tx *meta.Tx) error {
 		mf := meta.SnapshotFilter{Volume: f.Volume, State: f.State, Limit: f.Limit}
 		if f.After != "" {
-			after, err := own(tx, account, f.After)
+			// The place of a snapshot that was deleted meanwhile is good too.
+			after, err := tx.Snapshot(f.After)
+			if err == nil && after.Account != account {
+				err = notFound(f.After)
+			}
 			if err != nil {
 				return err
 			}
@@ -83,9 +91,7 @@ func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f F
 	}
 	out := make([]snapferry.Snapshot, 0, len(rows))
 	for _, s := range rows {
-		if s.Deleted.IsZero() || !s.Version.IsZero() && s.State == snapferry.SnapshotDeleting {
-			out = append(out, r.shown(s))
-		}
+		out = append(out, r.shown(s))
 	}
 	return out, nil
 }

@@ -6,23 +6,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
-	"github.com/snapferry/snapferry/digest"
-	"github.com/snapferry/snapferry/segment"
 )
-
-func nodeDigest(e segment.Entry, payload []byte) (digest.Digest, error) {
-	if e.Info.Codec != snapferry.Stored {
-		return digest.Digest{}, snapferry.Errorf(snapferry.Unsupported, "node frame of codec %d", e.Info.Codec)
-	}
-	n, err := blockmap.Decode(payload)
-	if err != nil {
-		return digest.Digest{}, err
-	}
-	if n.Level != e.Info.Level {
-		return digest.Digest{}, snapferry.Errorf(snapferry.Corrupt, "node of level %d where level %d must be", n.Level, e.Info.Level)
-	}
-	return n.Digest(), nil
-}
 
 // slotKey names a frame.
 type slotKey struct {

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -23,7 +26,7 @@ func (c *checker) checkObjects(ctx context.Context) error {
 			c.total += o.Size
 		}
 	}
-	sortedBy(todo, func(o *object) string { return o.Name })
+	slices.SortFunc(todo, func(a, b *object) int { return strings.Compare(a.Name, b.Name) })
 	return each(ctx, c, todo, func(ctx context.Context, o *object) error {
 		err := c.checkObject(ctx, o)
 		if err != nil && isFinding(err) {
@@ -380,4 +383,18 @@ func (x *contentChecker) digest(e segment.Entry, payload []byte) (digest.Digest,
 		return x.dec.Block(x.plain, payload, e.Info)
 	}
 	return nodeDigest(e, payload)
+}
+
+func nodeDigest(e segment.Entry, payload []byte) (digest.Digest, error) {
+	if e.Info.Codec != snapferry.Stored {
+		return digest.Digest{}, snapferry.Errorf(snapferry.Unsupported, "node frame of codec %d", e.Info.Codec)
+	}
+	n, err := blockmap.Decode(payload)
+	if err != nil {
+		return digest.Digest{}, err
+	}
+	if n.Level != e.Info.Level {
+		return digest.Digest{}, snapferry.Errorf(snapferry.Corrupt, "node of level %d where level %d must be", n.Level, e.Info.Level)
+	}
+	return n.Digest(), nil
 }

@@ -2,7 +2,6 @@ package fsck
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -175,9 +174,4 @@ func (c *checker) checkNames(context.Context) error {
 		}
 	}
 	return nil
-}
-
-func sortedBy[T any, K cmp.Ordered](items []T, key func(T) K) []T {
-	slices.SortFunc(items, func(a, b T) int { return cmp.Compare(key(a), key(b)) })
-	return items
 }

@@ -81,7 +81,8 @@ type Cursor struct {
 	ID      snapferry.SnapshotID
 }
 
-// Snapshots lists the snapshots of an account, newest first.
+// Snapshots lists the snapshots of an account, newest first. Deleted ones are
+// left out, but for those whose version is still held by a pin.
 func (tx *Tx) Snapshots(account snapferry.AccountID, f SnapshotFilter) ([]Snapshot, error) {
 	limit, before := int64(math.MaxInt64), int64(math.MaxInt64)
 	if f.Limit > 0 {

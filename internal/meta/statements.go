@@ -176,7 +176,7 @@ var statementText = [numStatements]string{
 		parent = $12, copy = $13, counts = $14, retain_until = $15, settled = $16, deleted = $17 WHERE id = $1 AND state = $2`,
 	snapshotDelete: `DELETE FROM snapshots WHERE id = $1`,
 	snapshotPage: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume
-		WHERE s.account = $1 AND ($2 = '' OR v.name = $2) AND ($3 = '' OR s.volume = $3) AND ($4 = '' OR s.state = $4) AND (s.created < $5 OR (s.created = $5 AND s.id < $6))
+		WHERE s.account = $1 AND (s.deleted = 0 OR s.version IS NOT NULL) AND ($2 = '' OR v.name = $2) AND ($3 = '' OR s.volume = $3) AND ($4 = '' OR s.state = $4) AND (s.created < $5 OR (s.created = $5 AND s.id < $6))
 		ORDER BY s.created DESC, s.id DESC LIMIT $7`,
 	snapshotsOfVersion: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.version = $1 ORDER BY s.created DESC, s.id DESC`,
 

@@ -70,11 +70,6 @@ func (a *api) listSnapshots(ctx context.Context, who account, f control.Filter) 
 	limit := f.Limit
 	f.Limit++ // one more tells that there is a next page
 	all, err := a.region.Snapshots(ctx, who.ID, f)
-	if err == nil && len(all) <= limit {
-		// Deleted ones may have used up the limit without being shown.
-		f.Limit = 0
-		all, err = a.region.Snapshots(ctx, who.ID, f)
-	}
 	if err != nil {
 		return client.SnapshotList{}, err
 	}

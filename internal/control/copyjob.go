@@ -1,0 +1,362 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/extent"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// copyProgress is what a copy's job remembers across runs.
+type copyProgress struct {
+	Done   int64 `json:"done"`   // plain bytes, the most ever reported
+	Moved  int64 `json:"moved"`  // bytes received
+	Stored int64 `json:"stored"` // bytes put into the bucket
+	Plain  int64 `json:"plain"`  // plain bytes received
+	Runs   int   `json:"runs"`
+}
+
+// runCopy is the job of a copy. It can be interrupted at any point and goes on
+// from its last checkpoint.
+func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
+	id := snapferry.CopyID(run.Job.Payload)
+	c, err := r.copyRow(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !c.State.Terminal() {
+		err = r.awaitTurn(ctx, c)
+		if err == nil {
+			err = r.pull(ctx, run, c)
+		}
+		if retry(ctx, err) {
+			return err
+		}
+		if err != nil {
+			// From here on no run pulls again, also if this one ends halfway.
+			if err2 := r.endCopy(ctx, id, snapferry.CopyFailed, err); err2 != nil {
+				return again(err2)
+			}
+		}
+		var err2 error
+		if c, err2 = r.copyRow(ctx, id); err2 != nil {
+			return again(err2)
+		}
+	}
+	if c.State == snapferry.CopyFailed {
+		if err == nil {
+			err = failureOf(c)
+		}
+		if err2 := r.failSnapshot(ctx, c.Snapshot, err); snapferry.IsKind(err2, snapferry.Unavailable) {
+			return err2
+		}
+	}
+	if rerr := r.releaseOf(ctx, id); rerr != nil {
+		r.log.WarnContext(ctx, "a pin could not be released yet", "copy", id, "err", rerr)
+		return again(rerr)
+	}
+	return err
+}
+
+// failureOf is the error with which an earlier run ended a copy.
+func failureOf(c meta.Copy) error {
+	kind, text, ok := strings.Cut(c.Reason, ": ")
+	if !ok {
+		text = c.Reason
+	}
+	return snapferry.Errorf(snapferry.ParseKind(kind), "%s", text)
+}
+
+// retry reports whether a copy that ended in err goes on in another run.
+func retry(ctx context.Context, err error) bool {
+	if err == nil {
+		return false
+	}
+	return snapferry.IsKind(err, snapferry.Unavailable) || ctx.Err() != nil
+}
+
+func (r *Region) copyRow(ctx context.Context, id snapferry.CopyID) (c meta.Copy, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		c, err = tx.Copy(id)
+		return err
+	})
+	return c, err
+}
+
+// releaseOf releases the pin of a copy that has ended. A pin that is gone is
+// no error.
+func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
+	c, err := r.copyRow(ctx, id)
+	if err != nil || !c.State.Terminal() {
+		return err
+	}
+	from, err := r.remote(ctx, c.Source.Region, c.Account)
+	if err != nil {
+		return err
+	}
+	h := transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}
+	if c.Pin == "" {
+		// Reserved, and the answer to the pin was lost: pinning is idempotent.
+		var region meta.Region
+		err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+			region, err = tx.Region()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		h, err = from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation})
+		if k := snapferry.KindOf(err); err != nil && (k == snapferry.NotFound || k == snapferry.Conflict || k == snapferry.Denied) {
+			return nil // nothing to pin, so nothing pinned
+		}
+		if err != nil {
+			return err
+		}
+	}
+	err = from.Release(ctx, h)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// awaitTurn waits while an earlier copy of the same lineage is active: one
+// after the other, the later ones find more to reuse.
+func (r *Region) awaitTurn(ctx context.Context, c meta.Copy) error {
+	for {
+		changed := r.db.Changed()
+		var before snapferry.CopyID
+		var busy bool
+		err := r.db.View(ctx, func(tx *meta.Tx) error {
+			mine, err := tx.Snapshot(c.Snapshot)
+			if err != nil {
+				return err
+			}
+			active, err := tx.ActiveCopies()
+			if err != nil {
+				return err
+			}
+			for _, o := range active {
+				if o.ID == c.ID {
+					return nil
+				}
+				if o.Reserved {
+					continue
+				}
+				s, err := tx.Snapshot(o.Snapshot)
+				if err != nil {
+					return err
+				}
+				if s.VolumeID == mine.VolumeID {
+					before = o.ID
+					busy, err = runs(tx, string(o.Snapshot))
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil || before == "" {
+			return err
+		}
+		if !busy {
+			// What we wait for needs a worker, perhaps this one.
+			return snapferry.Errorf(snapferry.Unavailable, "copy %s waits for %s of the same volume", c.ID, before)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// runs reports whether a worker has a job about a subject.
+func runs(tx *meta.Tx, subject string) (bool, error) {
+	jobs, err := tx.JobsOf(subject)
+	for _, j := range jobs {
+		if j.State == snapferry.JobRunning {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// pull moves the content and seals the version.
+func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
+	s, err := r.snapshotRow(ctx, c.Snapshot)
+	if err != nil {
+		return err
+	}
+	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyPlanning); err != nil {
+		return err
+	}
+	from, err := r.remote(ctx, c.Source.Region, c.Account)
+	if err != nil {
+		return err
+	}
+	d, err := from.Describe(ctx, c.Source.Snapshot)
+	if err != nil {
+		return err
+	}
+	p := newPuller(run, d.Present)
+	fence := func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		now, err := tx.Copy(c.ID)
+		if err == nil && now.State.Terminal() {
+			err = snapferry.Errorf(snapferry.Cancelled, "copy %s was cancelled", c.ID)
+		}
+		return err
+	}
+	w, err := r.vault.Write(ctx, s.Version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Durable: p.durable})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	x := &running{started: time.Now(), total: d.Present, done: p.done, counts: func() snapferry.Counts { return p.counts(w, d) }}
+	r.setRunning(s.ID, x)
+	defer r.setRunning(s.ID, nil)
+	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyMoving); err != nil {
+		return err
+	}
+	source := from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})
+	err = transfer.Run(ctx, transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle})
+	if err != nil {
+		if ctx.Err() != nil || snapferry.IsKind(err, snapferry.Unavailable) {
+			// What has arrived is kept for the next run, if it can be.
+			_ = w.Checkpoint(context.WithoutCancel(ctx))
+			run.Progress(p.save(w))
+		}
+		return err
+	}
+	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyCommitting); err != nil {
+		return err
+	}
+	_, err = w.Seal(ctx, vault.SealConfig{
+		Want: d.Digest,
+		Hold: meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID), Created: time.Now()},
+		Commit: func(tx *meta.Tx, done vault.Sealed) error {
+			counts := p.counts(w, d)
+			if err := r.settleReady(tx, s.ID, done, counts); err != nil {
+				return err
+			}
+			if err := meter(tx, s.Account, "received", s.ID, counts.Moved); err != nil {
+				return err
+			}
+			return endCopy(tx, c.ID, snapferry.CopyDone, nil)
+		},
+	})
+	return err
+}
+
+// A puller counts what a copy does, over all its runs.
+type puller struct {
+	run   *job.Run
+	total int64
+	stats transfer.Stats
+	past  copyProgress
+
+	mu      sync.Mutex
+	pending map[uint64]int64 // blocks of leaves that ended and are not durable yet
+	settled int64            // blocks durable
+	shown   int64            // plain bytes, the most ever shown
+}
+
+func newPuller(run *job.Run, total int64) *puller {
+	p := &puller{run: run, total: total, pending: map[uint64]int64{}}
+	if run.Job.Progress != "" {
+		// What cannot be read counts as nothing: only figures are lost.
+		_ = json.Unmarshal([]byte(run.Job.Progress), &p.past)
+	}
+	p.shown = p.past.Done
+	p.past.Runs++
+	return p
+}
+
+// settle notes a leaf that has ended.
+func (p *puller) settle(leaf uint64, blocks int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if leaf == transfer.Pruned {
+		p.settled += blocks // the base has them, durably
+		return
+	}
+	p.pending[leaf] = blocks
+}
+
+// durable notes the leaves a checkpoint made durable.
+func (p *puller) durable(set extent.Set) {
+	p.mu.Lock()
+	for leaf, blocks := range p.pending {
+		if set.Contains(int64(leaf)) {
+			p.settled += blocks
+			delete(p.pending, leaf)
+		}
+	}
+	p.mu.Unlock()
+	p.run.Progress(copyProgress{Done: p.done(), Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored, Plain: p.past.Plain + p.plain(), Runs: p.past.Runs})
+}
+
+func (p *puller) plain() int64 { return p.stats.Blocks.Load() * snapferry.BlockSize }
+
+// done is what has been settled durably; it never goes back and is not the
+// total before the copy is committed.
+func (p *puller) done() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := min(p.settled*snapferry.BlockSize, max(p.total-snapferry.BlockSize, 0))
+	p.shown = max(p.shown, n)
+	return p.shown
+}
+
+// save is what the next run must know.
+func (p *puller) save(w *vault.Writer) copyProgress {
+	return copyProgress{Done: p.done(), Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored + w.Stored(), Plain: p.past.Plain + p.plain(), Runs: p.past.Runs}
+}
+
+func (p *puller) counts(w *vault.Writer, d transfer.Description) snapferry.Counts {
+	plain := p.past.Plain + p.plain()
+	c := snapferry.Counts{
+		Present: d.Present, Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored + w.Stored(),
+		Changed: plain, Reused: p.stats.Reused.Load() * snapferry.BlockSize,
+	}
+	if over := c.Reused + plain - d.Present; over > 0 {
+		c.Reused -= min(over, c.Reused) // what earlier runs brought is not reuse
+	}
+	return c
+}
+
+// sink is an open version as the copy engine sees it.
+type sink struct{ *vault.Writer }
+
+func (s sink) Ticket(leaf uint64) (transfer.Ticket, error) {
+	t, err := s.Writer.Ticket(leaf)
+	return transfer.Ticket(t), err
+}
+
+func (s sink) Absent(ctx context.Context, t transfer.Ticket) error {
+	return s.Writer.Absent(ctx, vault.Ticket(t))
+}
+
+func (s sink) NewFiller() (transfer.Filler, error) {
+	l, err := s.NewLeafWriter()
+	if err != nil {
+		return nil, err
+	}
+	return filler{l}, nil
+}
+
+type filler struct{ *vault.LeafWriter }
+
+func (f filler) Begin(ctx context.Context, t transfer.Ticket) error {
+	return f.LeafWriter.Begin(ctx, vault.Ticket(t))
+}

@@ -1,0 +1,87 @@
+package control
+
+import (
+	"context"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+)
+
+// PlanCopy says what a copy would do now, without doing it: what moves, what
+// is reused, and why.
+func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Plan, error) {
+	from, err := r.remote(ctx, req.From, account)
+	if err != nil {
+		return snapferry.Plan{}, err
+	}
+	d, err := from.Describe(ctx, req.Source)
+	if err != nil {
+		return snapferry.Plan{}, err
+	}
+	base, snap, err := r.planBase(ctx, account, req, d)
+	if err != nil {
+		return snapferry.Plan{}, err
+	}
+	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: req.Source}), Base: base}
+	if err := p.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
+		return snapferry.Plan{}, err
+	}
+	t := p.Totals
+	plan := snapferry.Plan{
+		Size: d.Size, Digest: d.Digest, Present: d.Present, MoveBlocks: t.MoveBlocks, MoveBytes: t.MoveBytes,
+		ReuseBlocks: d.Present/snapferry.BlockSize - t.MoveBlocks, ChangedLeafs: t.Leafs, Base: snap,
+	}
+	plan.Reason = planReason(req.Full, snap, plan)
+	return plan, nil
+}
+
+func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {
+	switch {
+	case full:
+		return "full, because that was asked for"
+	case base == "" && p.ReuseBlocks == 0:
+		return "full, because the region has nothing of this volume yet"
+	case p.MoveBlocks == 0:
+		return "nothing moves, because the region has all of the content in " + string(base)
+	}
+	return "incremental on " + string(base) + ", which has the rest of the content"
+}
+
+// planBase returns the map a copy would start from, and the snapshot that has
+// it.
+func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (m blockmap.Map, snap snapferry.SnapshotID, err error) {
+	m.Size, m.Nodes = d.Size, r.vault
+	if req.Full {
+		return m, "", nil
+	}
+	var base meta.Version
+	var ok bool
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		var vol meta.Volume
+		var err error
+		if req.From == r.name {
+			vol, err = tx.Volume(d.VolumeID)
+		} else if vol, err = tx.VolumeByOrigin(account, req.From, d.VolumeID); snapferry.IsKind(err, snapferry.NotFound) {
+			var chain meta.Chain
+			chain, err = tx.ChainByOrigin(account, req.From, d.Chain)
+			vol.Chain = chain.ID
+		}
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if base, ok, err = chooseBase(tx, vol, d); ok {
+			snap = visibleParent(tx, base.ID)
+		}
+		return err
+	})
+	if err != nil || !ok {
+		return m, "", err
+	}
+	m, err = r.vault.MapOf(ctx, base.ID)
+	return m, snap, err
+}
