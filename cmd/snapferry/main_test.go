@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -25,49 +24,14 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs testdata/script: the program as users see it.
 func TestScripts(t *testing.T) {
+	devs := &devs{cmds: map[*testscript.TestScript]*exec.Cmd{}}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"regions": scriptRegions, "disk": scriptDisk, "poke": scriptPoke, "same": scriptSame, "json": scriptJSON, "code": scriptCode,
+			"regions": devs.regions, "disk": scriptDisk, "poke": scriptPoke, "same": scriptSame, "json": scriptJSON, "code": scriptCode,
 		},
 	})
-}
-
-// scriptRegions starts "snapferry dev --dir DIR" with more arguments and waits
-// until it serves; the end of the script, or "regions stop", stops it.
-func scriptRegions(ts *testscript.TestScript, _ bool, args []string) {
-	if args[0] == "stop" {
-		devs.stop(ts)
-		return
-	}
-	dir := ts.MkAbs(args[0])
-	cmd := exec.Command("snapferry", append([]string{"dev", "--dir", dir}, args[1:]...)...)
-	ts.Check(startDev(cmd))
-	devs.put(ts, cmd)
-	ts.Defer(func() { devs.stop(ts) })
-	ts.Setenv(configVariable, dir+"/"+devClient)
-}
-
-// startDev starts a dev command and returns when its regions serve.
-func startDev(cmd *exec.Cmd) error {
-	pipe, err := cmd.StderrPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	var seen strings.Builder
-	lines := bufio.NewScanner(pipe)
-	for lines.Scan() {
-		fmt.Fprintln(&seen, lines.Text())
-		if strings.HasPrefix(lines.Text(), "Ctrl-C stops") {
-			go io.Copy(io.Discard, pipe) // until it ends
-			return nil
-		}
-	}
-	return fmt.Errorf("dev did not start: %v\n%s", cmd.Wait(), seen.String())
 }
 
 // scriptDisk makes a sparse disk: NAME SIZE SEED.

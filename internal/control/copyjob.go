@@ -15,13 +15,12 @@ import (
 	"github.com/snapferry/snapferry/internal/vault"
 )
 
-// copyProgress is what a copy's job remembers across runs.
+// copyProgress is what the heartbeat of a copy's job remembers: all that ever
+// arrived, also what a crash then lost.
 type copyProgress struct {
-	Done   int64 `json:"done"`   // plain bytes, the most ever reported
-	Moved  int64 `json:"moved"`  // bytes received
-	Stored int64 `json:"stored"` // bytes put into the bucket
-	Plain  int64 `json:"plain"`  // plain bytes received
-	Runs   int   `json:"runs"`
+	Done     int64 `json:"done"`     // plain bytes settled durably, the most ever shown
+	Moved    int64 `json:"moved"`    // bytes received
+	Received int64 `json:"received"` // plain bytes received
 }
 
 // runCopy is the job of a copy. It can be interrupted at any point and goes on
@@ -217,12 +216,13 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		}
 		return err
 	}
-	w, err := r.vault.Write(ctx, s.Version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Durable: p.durable})
+	w, err := r.vault.Write(ctx, s.Version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Counts: p.counts, Durable: p.durable})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	x := &running{started: time.Now(), total: d.Present, done: p.done, counts: func() snapferry.Counts { return p.counts(w, d) }}
+	p.begin(w)
+	x := &running{started: time.Now(), total: d.Present, done: p.done, counts: p.counts}
 	r.setRunning(s.ID, x)
 	defer r.setRunning(s.ID, nil)
 	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyMoving); err != nil {
@@ -234,7 +234,6 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		if ctx.Err() != nil || snapferry.IsKind(err, snapferry.Unavailable) {
 			// What has arrived is kept for the next run, if it can be.
 			_ = w.Checkpoint(context.WithoutCancel(ctx))
-			run.Progress(p.save(w))
 		}
 		return err
 	}
@@ -245,7 +244,7 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		Want: d.Digest,
 		Hold: meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID), Created: time.Now()},
 		Commit: func(tx *meta.Tx, done vault.Sealed) error {
-			counts := p.counts(w, d)
+			counts := p.counts()
 			if err := r.settleReady(tx, s.ID, done, counts); err != nil {
 				return err
 			}
@@ -263,9 +262,11 @@ type puller struct {
 	run   *job.Run
 	total int64
 	stats transfer.Stats
-	past  copyProgress
+	seen  copyProgress // of earlier runs, as the last heartbeat saw them
 
 	mu      sync.Mutex
+	w       *vault.Writer    // guarded by mu, like all that follows
+	prior   snapferry.Counts // of earlier runs, as far as it was durable
 	pending map[uint64]int64 // blocks of leaves that ended and are not durable yet
 	settled int64            // blocks durable
 	shown   int64            // plain bytes, the most ever shown
@@ -275,22 +276,39 @@ func newPuller(run *job.Run, total int64) *puller {
 	p := &puller{run: run, total: total, pending: map[uint64]int64{}}
 	if run.Job.Progress != "" {
 		// What cannot be read counts as nothing: only figures are lost.
-		_ = json.Unmarshal([]byte(run.Job.Progress), &p.past)
+		_ = json.Unmarshal([]byte(run.Job.Progress), &p.seen)
 	}
-	p.shown = p.past.Done
-	p.past.Runs++
+	p.shown = p.seen.Done
 	return p
+}
+
+// begin takes over what the writer's checkpoint remembers. What arrived after
+// that checkpoint was lost and has to come again.
+func (p *puller) begin(w *vault.Writer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.w, p.prior = w, w.Prior()
+	lost := p.seen.Received - p.prior.Changed - p.prior.Repeated
+	p.prior.Repeated += max(lost, 0)
+	p.prior.Moved = max(p.prior.Moved, p.seen.Moved)
+	p.shown = max(p.shown, p.clip(p.prior.Changed+p.prior.Reused))
+}
+
+// clip keeps what is shown below the total: that is reached by the commit.
+func (p *puller) clip(done int64) int64 {
+	return min(done, max(p.total-snapferry.BlockSize, 0))
 }
 
 // settle notes a leaf that has ended.
 func (p *puller) settle(leaf uint64, blocks int64) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if leaf == transfer.Pruned {
 		p.settled += blocks // the base has them, durably
-		return
+	} else {
+		p.pending[leaf] = blocks
 	}
-	p.pending[leaf] = blocks
+	p.mu.Unlock()
+	p.report()
 }
 
 // durable notes the leaves a checkpoint made durable.
@@ -303,35 +321,37 @@ func (p *puller) durable(set extent.Set) {
 		}
 	}
 	p.mu.Unlock()
-	p.run.Progress(copyProgress{Done: p.done(), Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored, Plain: p.past.Plain + p.plain(), Runs: p.past.Runs})
+	p.report()
 }
 
-func (p *puller) plain() int64 { return p.stats.Blocks.Load() * snapferry.BlockSize }
+// report gives the heartbeat what it is to remember.
+func (p *puller) report() {
+	c := p.counts()
+	p.run.Progress(copyProgress{Done: p.done(), Moved: c.Moved, Received: c.Changed + c.Repeated})
+}
 
-// done is what has been settled durably; it never goes back and is not the
-// total before the copy is committed.
+// done is what has been settled durably; it never goes back.
 func (p *puller) done() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := min(p.settled*snapferry.BlockSize, max(p.total-snapferry.BlockSize, 0))
-	p.shown = max(p.shown, n)
+	p.shown = max(p.shown, p.clip(p.settled*snapferry.BlockSize))
 	return p.shown
 }
 
-// save is what the next run must know.
-func (p *puller) save(w *vault.Writer) copyProgress {
-	return copyProgress{Done: p.done(), Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored + w.Stored(), Plain: p.past.Plain + p.plain(), Runs: p.past.Runs}
-}
-
-func (p *puller) counts(w *vault.Writer, d transfer.Description) snapferry.Counts {
-	plain := p.past.Plain + p.plain()
-	c := snapferry.Counts{
-		Present: d.Present, Moved: p.past.Moved + p.stats.Moved.Load(), Stored: p.past.Stored + w.Stored(),
-		Changed: plain, Reused: p.stats.Reused.Load() * snapferry.BlockSize,
+// counts sums up all runs so far.
+func (p *puller) counts() snapferry.Counts {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.prior
+	c.Present = p.total
+	c.Moved += p.stats.Moved.Load()
+	c.Reused += p.stats.Reused.Load() * snapferry.BlockSize
+	if p.w != nil {
+		c.Changed += p.w.Changed()
+		c.Stored += p.w.Stored()
 	}
-	if over := c.Reused + plain - d.Present; over > 0 {
-		c.Reused -= min(over, c.Reused) // what earlier runs brought is not reuse
-	}
+	// What earlier runs brought is in the base of this one; that is not reuse.
+	c.Reused = max(min(c.Reused, p.total-c.Changed), 0)
 	return c
 }
 

@@ -589,3 +589,56 @@ func TestUnavailable(t *testing.T) {
 		r.faulty.Restore()
 	}
 }
+
+// TestReferenceRule: a version that has frames of another one, which is not its
+// ancestor.
+func TestReferenceRule(t *testing.T) {
+	r := memRegion(t)
+	r.build()
+	row := r.version("lone")
+	thief := row
+	thief.ID, thief.State, thief.Revision = snapferry.NewVersionID(), snapferry.VersionGhost, 1
+	r.update(func(tx *meta.Tx) error { return tx.InsertVersion(thief) })
+	r.replace(record.Name(thief.ID, 1), r.sign("lone", r.key, func(rec *record.Record) {
+		rec.Version, rec.Revision, rec.State, rec.Holds = thief.ID, 1, snapferry.VersionGhost, nil
+	}))
+	if got := r.check(false); len(got.Findings) > 0 {
+		t.Errorf("fast: got %+v, want nothing", got.Findings)
+	}
+	got := r.check(true)
+	if got.Clean || len(got.Findings) != 4 { // three nodes and a block
+		t.Errorf("got %+v, want 4 findings", got.Findings)
+	}
+	for _, f := range got.Findings {
+		if !strings.Contains(f.Problem, "reference rule") || !slices.Equal(f.Snapshots, []snapferry.SnapshotID{r.snaps["lone"].id}) {
+			t.Errorf("got %+v", f)
+		}
+	}
+}
+
+// TestChangedMeanwhile: what changed during the check is left to the next one.
+func TestChangedMeanwhile(t *testing.T) {
+	r := memRegion(t)
+	r.build()
+	id := r.partial("side", make(disk, 2*leafSize))
+	var own []meta.Segment
+	r.must(r.db.View(r.ctx, func(tx *meta.Tx) (err error) {
+		own, err = tx.SegmentsOf(id)
+		return err
+	}))
+	for _, s := range own {
+		r.must(r.driver.Delete(r.ctx, s.Object)) // as an abort does first
+	}
+	got, err := fsck.Run(r.ctx, fsck.Config{
+		DB: r.db, Bucket: r.bucket, Vault: r.newVault(), Region: "east", SignPublic: r.key.Public().(ed25519.PublicKey), Workers: 1,
+		Progress: func(done, total int64) {
+			if done == total {
+				r.must(r.vault.Abort(r.ctx, id, nil))
+			}
+		},
+	})
+	r.must(err)
+	if len(own) == 0 || len(got.Findings) > 0 {
+		t.Errorf("%d segments; got %+v, want nothing", len(own), got.Findings)
+	}
+}

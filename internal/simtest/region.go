@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,7 @@ type Region struct {
 	key    ed25519.PrivateKey
 	starts int
 	stop   func()
+	live   atomic.Pointer[control.Region] // Control, for links
 }
 
 // template is the path of metadata that is migrated already, so that a test
@@ -145,6 +147,7 @@ func (r *Region) start() {
 	r.Control = control.New(control.Config{
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log,
 	})
+	r.live.Store(r.Control)
 	ended := make(chan struct{})
 	db := r.DB
 	if r.opts.Jobs {

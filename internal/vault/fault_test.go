@@ -9,6 +9,8 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -145,4 +147,30 @@ func TestStaleLocator(t *testing.T) {
 	}
 	r.WantContent(t, id, disk)
 	r.Check(t, simtest.NoGarbage)
+}
+
+// liar gives leaves whose first digest is wrong.
+type liar struct{ blockmap.NodeReader }
+
+func (l liar) ReadNode(ctx context.Context, at snapferry.Position, d digest.Digest, ref snapferry.Ref) (*blockmap.Node, error) {
+	n, err := l.NodeReader.ReadNode(ctx, at, d, ref)
+	if err == nil && n.Level == 0 {
+		n = n.Clone()
+		n.Digests[0][7] ^= 1
+	}
+	return n, err
+}
+
+// TestExportChecksDigests exports a map that does not match its frames, whose
+// checksums are all right.
+func TestExportChecksDigests(t *testing.T) {
+	r, id, d := stored(t, simtest.Options{})
+	m, err := r.Vault.MapOf(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Nodes = liar{m.Nodes}
+	if err := r.Vault.Export(t.Context(), m, simtest.NewDisk(d.Size()), nil); !snapferry.IsKind(err, snapferry.Corrupt) {
+		t.Errorf("got %v, want Corrupt", err)
+	}
 }

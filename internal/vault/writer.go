@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,9 @@ type Writer struct {
 	row     meta.Version
 	base    blockmap.Map // the parent's map, or an earlier run's partial one
 	pack    *packer
-	again   bool         // an earlier run wrote segments
+	again   bool // an earlier run wrote segments
+	prior   snapferry.Counts
+	counts  func() snapferry.Counts
 	changed atomic.Int64 // plain bytes of blocks that got a slot
 
 	mu       sync.Mutex
@@ -58,6 +61,8 @@ type WriteConfig struct {
 	// Checkpoints makes the writer checkpoint as it goes, so that another run
 	// can go on. Without, an interrupted version can only be aborted.
 	Checkpoints bool
+	// Counts, if not nil, is what a checkpoint remembers of the work done.
+	Counts func() snapferry.Counts
 	// Durable, if not nil, is told after each checkpoint which leaves need
 	// never be filled again.
 	Durable func(extent.Set)
@@ -68,6 +73,12 @@ type WriteConfig struct {
 func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig) (*Writer, error) {
 	if c.Fence == nil {
 		c.Fence = func(*meta.Tx) error { return nil }
+	}
+	if c.Counts == nil {
+		c.Counts = func() snapferry.Counts { return snapferry.Counts{} }
+	}
+	if err := v.dropUnplaced(ctx, id, c.Fence); err != nil {
+		return nil, err
 	}
 	var row, parent meta.Version
 	var cp meta.Checkpoint
@@ -99,6 +110,7 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	w := &Writer{
 		v: v, row: row, pack: newPacker(v, row, c.Job, c.Token, c.Fence), again: again,
 		waiting: map[uint64]*blockmap.Node{}, checkpoints: c.Checkpoints, durable: c.Durable, last: time.Now(),
+		prior: cp.Counts, counts: c.Counts,
 	}
 	switch {
 	case resumed:
@@ -119,12 +131,46 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	return w, nil
 }
 
+// dropUnplaced clears away what an earlier run of an open version registered
+// and never placed: nothing refers to it.
+func (v *Vault) dropUnplaced(ctx context.Context, id snapferry.VersionID, fence Fence) error {
+	var all []meta.Segment
+	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		all, err = tx.SegmentsOf(id)
+		return err
+	})
+	all = slices.DeleteFunc(all, func(s meta.Segment) bool { return s.State != meta.SegmentWriting })
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	for _, s := range all {
+		if err := v.bucket.Delete(ctx, s.Object); err != nil {
+			return err
+		}
+	}
+	return v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := fence(tx); err != nil {
+			return err
+		}
+		for _, s := range all {
+			if _, err := tx.DeleteSegment(s.ID); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Base returns the map the version starts from: its parent's, or what an
 // earlier run left. Positions never filled keep its content.
 func (w *Writer) Base() blockmap.Map { return w.base }
 
 // Size returns the bytes of the disk.
 func (w *Writer) Size() int64 { return w.row.Size }
+
+// Prior returns what earlier runs had counted at the checkpoint this one goes
+// on from.
+func (w *Writer) Prior() snapferry.Counts { return w.prior }
 
 // Finished reports whether an earlier run settled a leaf durably.
 func (w *Writer) Finished(leaf uint64) bool {
@@ -220,9 +266,10 @@ func (w *Writer) startCheckpoint(ctx context.Context) error {
 	if err := set.UnmarshalBinary(finished); err != nil {
 		return err
 	}
+	counts := w.counts()
 	w.running = true
 	w.made.Go(func() {
-		err := w.checkpoint(context.WithoutCancel(ctx), rootBytes, finished)
+		err := w.checkpoint(context.WithoutCancel(ctx), rootBytes, finished, counts)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.running, w.last, w.cperr = false, time.Now(), err
@@ -233,7 +280,7 @@ func (w *Writer) startCheckpoint(ctx context.Context) error {
 	return nil
 }
 
-func (w *Writer) checkpoint(ctx context.Context, root, finished []byte) error {
+func (w *Writer) checkpoint(ctx context.Context, root, finished []byte, counts snapferry.Counts) error {
 	if err := w.pack.wait(); err != nil {
 		return err
 	}
@@ -245,7 +292,7 @@ func (w *Writer) checkpoint(ctx context.Context, root, finished []byte) error {
 		if err := placeAll(tx, taken); err != nil {
 			return err
 		}
-		return tx.PutCheckpoint(meta.Checkpoint{Version: w.row.ID, Root: root, Finished: finished, Updated: time.Now()})
+		return tx.PutCheckpoint(meta.Checkpoint{Version: w.row.ID, Root: root, Finished: finished, Counts: counts, Updated: time.Now()})
 	})
 }
 

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/client"
+	"github.com/snapferry/snapferry/internal/source"
+)
+
+const (
+	relayRate = 8 << 20   // bytes per second
+	killSize  = 112 << 20 // bytes of the disk
+)
+
+// A relay is a slow TCP connection to a region.
+type relay struct {
+	listener net.Listener
+	to       string
+	passed   atomic.Int64 // bytes that came back from the region
+	mu       sync.Mutex
+	due      time.Time // when the next byte may pass
+	wg       sync.WaitGroup
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	l, err := net.Listen("tcp", loopback)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{listener: l, to: to}
+	r.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			r.wg.Go(func() { r.join(c) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); r.wg.Wait() })
+	return r
+}
+
+func (r *relay) join(near net.Conn) {
+	defer near.Close()
+	far, err := net.Dial("tcp", r.to)
+	if err != nil {
+		return // the region is away
+	}
+	defer far.Close()
+	var both sync.WaitGroup
+	both.Go(func() { io.Copy(far, near); far.Close() })
+	both.Go(func() { r.pass(near, far); near.Close() })
+	both.Wait()
+}
+
+// pass copies at the rate that all connections share.
+func (r *relay) pass(to io.Writer, from io.Reader) {
+	p := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(p)
+		r.mu.Lock()
+		if now := time.Now(); r.due.Before(now) {
+			r.due = now
+		}
+		r.due = r.due.Add(time.Duration(n) * time.Second / relayRate)
+		wait := time.NewTimer(time.Until(r.due))
+		r.mu.Unlock()
+		<-wait.C
+		r.passed.Add(int64(n))
+		if _, werr := to.Write(p[:n]); err != nil || werr != nil {
+			return
+		}
+	}
+}
+
+// killed is two regions with a slow connection from west to east.
+type killed struct {
+	t     *testing.T
+	app   *app
+	dev   *devDir
+	relay *relay
+	run   map[snapferry.RegionName]*process
+}
+
+func newKilled(t *testing.T) *killed {
+	k := &killed{t: t, app: testApp(t), run: map[snapferry.RegionName]*process{}}
+	var err error
+	if k.dev, err = prepareDev(t.TempDir(), []snapferry.RegionName{demoEast, demoWest}, "none"); err != nil {
+		t.Fatal(err)
+	}
+	k.relay = newRelay(t, k.dev.configs[demoEast].Peer.Listen)
+	west := k.dev.configs[demoWest]
+	west.Peers = []knownPeer{{Name: demoEast, Address: k.relay.listener.Addr().String()}}
+	if err := writeYAML(k.dev.configFile(demoWest), west); err != nil {
+		t.Fatal(err)
+	}
+	k.start(demoEast)
+	k.start(demoWest)
+	t.Cleanup(func() {
+		for _, p := range k.run {
+			p.end()
+		}
+	})
+	return k
+}
+
+func (k *killed) start(r snapferry.RegionName) {
+	k.t.Helper()
+	all, err := k.app.startAll(k.t.Context(), k.dev, []snapferry.RegionName{r})
+	if err != nil {
+		k.t.Fatalf("%v\n%s", err, snapferry.HintOf(err))
+	}
+	k.run[r] = all[0]
+}
+
+// kill kills a region as a loss of power would, and starts it again.
+func (k *killed) kill(r snapferry.RegionName) {
+	k.t.Helper()
+	if err := k.run[r].cmd.Process.Kill(); err != nil {
+		k.t.Fatal(err)
+	}
+	<-k.run[r].done
+	k.start(r)
+}
+
+func (k *killed) client(r snapferry.RegionName) *client.Client {
+	c, err := k.dev.profile.Regions[r].client(devClient, r, devAccount)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(c.Close)
+	return c
+}
+
+// imported returns a ready snapshot of a disk that does not compress.
+func (k *killed) imported(ctx context.Context) snapferry.Snapshot {
+	k.t.Helper()
+	path := filepath.Join(k.t.TempDir(), "disk.raw")
+	p := make([]byte, killSize)
+	rand.Read(p)
+	if err := os.WriteFile(path, p, 0o600); err != nil {
+		k.t.Fatal(err)
+	}
+	f, err := source.OpenRead(path)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer f.Close()
+	c := k.client(demoEast)
+	s, err := c.Import(ctx, client.ImportRequest{Volume: "disk"}, f)
+	if err == nil {
+		s, err = c.Wait(ctx, s.ID, nil)
+	}
+	if err != nil || s.State != snapferry.SnapshotReady {
+		k.t.Fatalf("import: %v %v %s", err, s.State, s.Reason)
+	}
+	return s
+}
+
+// TestCopySurvivesKills kills the destination, then the source, in the middle
+// of a copy: it finishes by itself and repeats little.
+func TestCopySurvivesKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	t.Parallel()
+	k := newKilled(t)
+	ctx := t.Context()
+	s := k.imported(ctx)
+	west := k.client(demoWest)
+	c, err := west.Copy(ctx, client.CopyRequest{From: demoEast, Source: s.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	victims := []snapferry.RegionName{demoWest, demoEast}
+	kills := make(chan snapferry.RegionName, len(victims))
+	shown := int64(-1)
+	watching := make(chan snapferry.Snapshot)
+	go func() {
+		defer close(watching)
+		done, err := west.Wait(ctx, c.ID, func(now snapferry.Snapshot) {
+			if now.Progress == nil {
+				return
+			}
+			if now.Progress.Done < shown {
+				t.Errorf("progress went back from %d to %d", shown, now.Progress.Done)
+			}
+			shown = now.Progress.Done
+			if len(victims) > 0 && shown > killSize*int64(3-len(victims))/4 {
+				kills <- victims[0]
+				victims = victims[1:]
+			}
+		})
+		if err != nil {
+			t.Errorf("wait: %v", err)
+		}
+		close(kills)
+		watching <- done
+	}()
+	n := 0
+	for r := range kills {
+		k.kill(r)
+		n++
+	}
+	done := <-watching
+	if done.State != snapferry.SnapshotReady || done.Digest != s.Digest || n != 2 {
+		t.Fatalf("after %d kills the copy is %s (%s) with digest %s, want %s", n, done.State, done.Reason, done.Digest, s.Digest)
+	}
+	repeated := k.relay.passed.Load() - killSize
+	t.Logf("%d MiB passed twice; the region says %d", repeated>>20, done.Counts.Repeated>>20)
+	if limit := int64(2 * 10 * relayRate); repeated > limit {
+		t.Errorf("%d bytes passed twice, want at most %d: 10 s of work for each kill", repeated, limit)
+	}
+	for _, r := range []snapferry.RegionName{demoEast, demoWest} {
+		report, err := k.client(r).Fsck(ctx, true, nil)
+		if err != nil || damaged(report) {
+			t.Errorf("fsck of %s: %v %+v", r, err, report.Findings)
+		}
+	}
+}
