@@ -119,8 +119,13 @@ func (c *serverConfig) check() error {
 		return err
 	}
 	for _, need := range []struct{ key, value string }{
-		{"directory", c.Directory}, {"api.listen", c.API.Listen}, {"handoff", c.Handoff},
-		{"peer.listen", c.Peer.Listen}, {"peer.certificate", c.Peer.Certificate}, {"peer.key", c.Peer.Key}, {"peer.ca", c.Peer.CA},
+		{"directory", c.Directory},
+		{"api.listen", c.API.Listen},
+		{"handoff", c.Handoff},
+		{"peer.listen", c.Peer.Listen},
+		{"peer.certificate", c.Peer.Certificate},
+		{"peer.key", c.Peer.Key},
+		{"peer.ca", c.Peer.CA},
 	} {
 		if need.value == "" {
 			return snapferry.Errorf(snapferry.Invalid, "%s is missing", need.key).WithHint("docs/operations.md has an example")

@@ -139,18 +139,22 @@ func nextData(f *os.File, off int64) (int64, error) {
 func digestLeafOf(f *os.File, index, size int64) (sum, error) {
 	children := make(map[int]sum)
 	block := make([]byte, digestBlock)
-	for i := range digestFanOut {
-		off := index*digestLeaf + int64(i)*digestBlock
-		if off >= size {
-			break
+	start, end := index*digestLeaf, min((index+1)*digestLeaf, size)
+	for off, look := start, true; off < end; off += digestBlock {
+		if look { // after the start and after zeros there may be a hole
+			data, err := nextData(f, off)
+			if err != nil || data >= end {
+				return digestNode(0, children), err
+			}
+			off = max(off, data/digestBlock*digestBlock)
 		}
 		clear(block)
 		n := min(size-off, digestBlock)
 		if _, err := f.ReadAt(block[:n], off); err != nil {
 			return sum{}, errors.Join(errors.New("at offset "+strconv.FormatInt(off, 10)), err)
 		}
-		if !allZero(block) {
-			children[i] = sha256.Sum256(block)
+		if look = allZero(block); !look {
+			children[int((off-start)/digestBlock)] = sha256.Sum256(block)
 		}
 	}
 	return digestNode(0, children), nil

@@ -52,15 +52,24 @@ func (b *bar) draw(done, total int64) {
 		b.pool = mpb.New(mpb.WithOutput(b.app.stderr), mpb.WithRefreshRate(200*time.Millisecond))
 		b.mpb = b.pool.AddBar(total,
 			mpb.PrependDecorators(decor.Name(b.what+" "), decor.CountersKibiByte("% .1f of % .1f")),
-			mpb.AppendDecorators(decor.EwmaSpeed(decor.SizeB1024(0), "% .1f", 20), decor.Name(" "), decor.EwmaETA(decor.ET_STYLE_GO, 20)))
-		b.mpb.SetCurrent(done)
-		b.last = time.Now()
-		return
+			mpb.AppendDecorators(decor.Any(speed(time.Now(), done))))
 	}
-	now := time.Now()
 	b.mpb.SetTotal(total, false)
-	b.mpb.EwmaSetCurrent(done, now.Sub(b.last))
-	b.last = now
+	b.mpb.SetCurrent(done)
+}
+
+// speed shows the rate since a time when done bytes were done, and how long it
+// takes yet at that rate.
+func speed(since time.Time, done int64) func(decor.Statistics) string {
+	return func(s decor.Statistics) string {
+		took := time.Since(since).Seconds()
+		if s.Current <= done || took <= 0 {
+			return ""
+		}
+		rate := float64(s.Current-done) / took
+		left := time.Duration(float64(s.Total-s.Current) / rate * float64(time.Second))
+		return fmt.Sprintf("%s/s, %s left", short(int64(rate)), left.Round(time.Second))
+	}
 }
 
 // end takes the bar away, full when all went well.

@@ -115,7 +115,8 @@ func (s *regionServer) identity() (*pki.Identity, *x509.CertPool, error) {
 	return id, ca, err
 }
 
-// ensureAccounts adds the accounts of the configuration that are not there.
+// ensureAccounts adds the accounts of the configuration that are not there and
+// gives those that are the tokens it says.
 func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) error {
 	hashes := make([]string, len(accounts))
 	for i, x := range accounts {
@@ -135,11 +136,13 @@ func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) 
 		}
 		for i, x := range accounts {
 			old, ok := have[x.Name]
-			if ok && old.TokenHash != hashes[i] {
-				return snapferry.Errorf(snapferry.Unsupported, "account %s has another token in the metadata than in the configuration", x.Name).
-					WithHint("put the former token back; changing it is not offered yet")
-			}
 			if ok {
+				if old.TokenHash != hashes[i] {
+					err = tx.SetAccountToken(old.ID, hashes[i])
+				}
+				if err != nil {
+					return err
+				}
 				continue
 			}
 			row := meta.Account{Account: snapferry.Account{ID: snapferry.NewAccountID(), Name: x.Name}, TokenHash: hashes[i], Created: time.Now()}
@@ -189,7 +192,7 @@ func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checke
 	if s.handoff, err = handoff.New(s.cfg.Handoff, s.log); err != nil {
 		return err
 	}
-	s.onClose(s.handoff.Close)
+	s.onClose(closed(s.handoff))
 	if s.api.listener, err = s.listenAPI(); err != nil {
 		return err
 	}
@@ -274,8 +277,8 @@ func closed(c io.Closer) func() error {
 
 // serve serves until ctx ends or a part of the region fails, and returns when
 // jobs have come to rest.
-func (s *regionServer) serve(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (s *regionServer) serve(outer context.Context) error {
+	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return s.region.Run(ctx) })
 	g.Go(func() error { return s.handoff.Serve(ctx) })
 	for _, x := range []service{s.api, s.peers} {
@@ -295,7 +298,11 @@ func (s *regionServer) serve(ctx context.Context) error {
 			return nil
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	if outer.Err() != nil {
+		return nil // what the parts say then is that they were stopped
+	}
+	return err
 }
 
 // close gives back what openRegion opened.

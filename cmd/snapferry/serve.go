@@ -79,8 +79,5 @@ func (a *app) serve(ctx context.Context, cfg serverConfig) (err error) {
 		}
 	}()
 	fmt.Fprintf(a.stderr, readyLine, cfg.Name, s.api.listener.Addr(), cfg.Handoff, s.peers.listener.Addr())
-	if err := s.serve(ctx); err != nil && ctx.Err() == nil {
-		return err
-	}
-	return nil
+	return s.serve(ctx)
 }

@@ -208,7 +208,7 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 		if err := audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(req.Source)); err != nil {
 			return err
 		}
-		return job.Enqueue(tx, job.Job{Kind: jobCopy, Account: account, Subject: string(s.ID), Payload: string(c.ID)})
+		return enqueueCopy(tx, vol.ID, c)
 	})
 	return s, err
 }
@@ -292,7 +292,10 @@ func endCopy(tx *meta.Tx, id snapferry.CopyID, state snapferry.CopyState, reason
 	if reason != nil {
 		c.Reason, _ = publicReason(reason)
 	}
-	return tx.UpdateCopy(c)
+	if err := tx.UpdateCopy(c); err != nil {
+		return err
+	}
+	return wakeNext(tx, c)
 }
 
 // moveCopy moves a copy that has not ended to its next state.

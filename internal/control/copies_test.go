@@ -168,7 +168,7 @@ func TestCopyAndIncrement(t *testing.T) {
 	for _, next := range []*simtest.Disk{
 		d.Clone(size).Fill(8, 9001).Fill(801, 9003).Fill(0, 0),
 		d.Clone(90<<20+512).Fill(8, 9001).Fill(801, 9003).Fill(0, 0),
-		d.Clone(200<<20).Fill(8, 9001).Fill(801, 9003).Fill(0, 0).Fill(3000, 5),
+		d.Clone(90<<20+512).Clone(200<<20).Fill(8, 9001).Fill(801, 9003).Fill(0, 0).Fill(3000, 5),
 	} {
 		s := w.imported(next)
 		plan, err := w.west.Control.PlanCopy(t.Context(), w.atWest, control.CopyRequest{From: "east", Source: s.ID})
@@ -488,7 +488,7 @@ func TestQueueOfOneLineage(t *testing.T) {
 		copies = append(copies, w.copy(control.CopyRequest{Source: s.ID}))
 	}
 	<-asked
-	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &cutter{s, 100} })
+	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &cutter{s, 190} })
 	close(open)
 	for i, c := range copies {
 		w.ready(c.ID, disks[i])

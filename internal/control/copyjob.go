@@ -32,10 +32,7 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	if !c.State.Terminal() {
-		err = r.awaitTurn(ctx, c)
-		if err == nil {
-			err = r.pull(ctx, run, c)
-		}
+		err = r.pull(ctx, run, c)
 		if retry(ctx, err) {
 			return err
 		}
@@ -127,65 +124,51 @@ func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
 	return err
 }
 
-// awaitTurn waits while an earlier copy of the same lineage is active: one
-// after the other, the later ones find more to reuse.
-func (r *Region) awaitTurn(ctx context.Context, c meta.Copy) error {
-	for {
-		changed := r.db.Changed()
-		var before snapferry.CopyID
-		var busy bool
-		err := r.db.View(ctx, func(tx *meta.Tx) error {
-			mine, err := tx.Snapshot(c.Snapshot)
-			if err != nil {
-				return err
-			}
-			active, err := tx.ActiveCopies()
-			if err != nil {
-				return err
-			}
-			for _, o := range active {
-				if o.ID == c.ID {
-					return nil
-				}
-				if o.Reserved {
-					continue
-				}
-				s, err := tx.Snapshot(o.Snapshot)
-				if err != nil {
-					return err
-				}
-				if s.VolumeID == mine.VolumeID {
-					before = o.ID
-					busy, err = runs(tx, string(o.Snapshot))
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil || before == "" {
-			return err
-		}
-		if !busy {
-			// What we wait for needs a worker, perhaps this one.
-			return snapferry.Errorf(snapferry.Unavailable, "copy %s waits for %s of the same volume", c.ID, before)
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+// enqueueCopy adds the job of a copy, unless an earlier copy of the same
+// lineage is active: one runs after the other, and each wakes the next.
+func enqueueCopy(tx *meta.Tx, volume snapferry.VolumeID, c meta.Copy) error {
+	first, ok, err := firstActive(tx, volume)
+	if err != nil || !ok || first.ID != c.ID {
+		return err
 	}
+	return job.Enqueue(tx, job.Job{Kind: jobCopy, Account: c.Account, Subject: string(c.Snapshot), Payload: string(c.ID)})
 }
 
-// runs reports whether a worker has a job about a subject.
-func runs(tx *meta.Tx, subject string) (bool, error) {
-	jobs, err := tx.JobsOf(subject)
-	for _, j := range jobs {
-		if j.State == snapferry.JobRunning {
-			return true, err
+// wakeNext gives the copy that waited for one that has ended its job.
+func wakeNext(tx *meta.Tx, ended meta.Copy) error {
+	if ended.Snapshot == "" {
+		return nil
+	}
+	s, err := tx.Snapshot(ended.Snapshot)
+	if err != nil {
+		return err
+	}
+	next, ok, err := firstActive(tx, s.VolumeID)
+	if err != nil || !ok {
+		return err
+	}
+	if jobs, err := tx.JobsOf(string(next.Snapshot)); err != nil || len(jobs) > 0 {
+		return err
+	}
+	return enqueueCopy(tx, s.VolumeID, next)
+}
+
+// firstActive returns the oldest copy of a lineage that has not ended.
+func firstActive(tx *meta.Tx, volume snapferry.VolumeID) (c meta.Copy, ok bool, err error) {
+	active, err := tx.ActiveCopies()
+	if err != nil {
+		return c, false, err
+	}
+	for _, c := range active {
+		if c.Reserved {
+			continue
+		}
+		s, err := tx.Snapshot(c.Snapshot)
+		if err != nil || s.VolumeID == volume {
+			return c, err == nil, err
 		}
 	}
-	return false, err
+	return c, false, nil
 }
 
 // pull moves the content and seals the version.
@@ -349,6 +332,10 @@ func (p *puller) counts() snapferry.Counts {
 	if p.w != nil {
 		c.Changed += p.w.Changed()
 		c.Stored += p.w.Stored()
+	}
+	// A leaf that ended while a checkpoint was cut may have come twice.
+	if twice := c.Changed - c.Present; twice > 0 {
+		c.Changed, c.Repeated = c.Present, c.Repeated+twice
 	}
 	// What earlier runs brought is in the base of this one; that is not reuse.
 	c.Reused = max(min(c.Reused, p.total-c.Changed), 0)

@@ -216,6 +216,9 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot) error {
 			if err := tx.UpdateCopy(c); err != nil {
 				return err
 			}
+			if err := wakeNext(tx, c); err != nil {
+				return err
+			}
 		}
 		if err := cancelJobs(tx, string(s.ID)); err != nil {
 			return err

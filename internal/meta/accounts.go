@@ -23,6 +23,12 @@ func (tx *Tx) InsertAccount(a Account) error {
 	return tx.run(accountInsert, []any{string(a.ID), a.Name, textOrNull(a.TokenHash), millis(a.Created)}, "add account %s", a.Name)
 }
 
+// SetAccountToken changes the hash of an account's token; Exists when another
+// account has it.
+func (tx *Tx) SetAccountToken(id snapferry.AccountID, hash string) error {
+	return tx.one(accountSetToken, []any{string(id), textOrNull(hash)}, "account", id)
+}
+
 // Account returns an account by its id.
 func (tx *Tx) Account(id snapferry.AccountID) (Account, error) {
 	return get(tx, accountGet, scanAccount, "account", id, string(id))

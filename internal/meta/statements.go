@@ -16,6 +16,7 @@ const (
 	regionGet statement = iota
 	regionPut
 	accountInsert
+	accountSetToken
 	accountGet
 	accountByToken
 	accountList
@@ -116,10 +117,11 @@ var statementText = [numStatements]string{
 	regionPut: `INSERT INTO region (one, name, id, incarnation, sign_key, lookup_key, created) VALUES (1, $1, $2, $3, $4, $5, $6)
 		ON CONFLICT (one) DO UPDATE SET name = $1, id = $2, incarnation = $3, sign_key = $4, lookup_key = $5, created = $6`,
 
-	accountInsert:  `INSERT INTO accounts (` + accountColumns + `) VALUES ($1, $2, $3, $4)`,
-	accountGet:     `SELECT ` + accountColumns + ` FROM accounts WHERE id = $1`,
-	accountByToken: `SELECT ` + accountColumns + ` FROM accounts WHERE token_hash = $1`,
-	accountList:    `SELECT ` + accountColumns + ` FROM accounts ORDER BY name`,
+	accountInsert:   `INSERT INTO accounts (` + accountColumns + `) VALUES ($1, $2, $3, $4)`,
+	accountSetToken: `UPDATE accounts SET token_hash = $2 WHERE id = $1`,
+	accountGet:      `SELECT ` + accountColumns + ` FROM accounts WHERE id = $1`,
+	accountByToken:  `SELECT ` + accountColumns + ` FROM accounts WHERE token_hash = $1`,
+	accountList:     `SELECT ` + accountColumns + ` FROM accounts ORDER BY name`,
 
 	chainInsert:   `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 	chainGet:      `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,

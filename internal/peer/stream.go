@@ -144,6 +144,9 @@ func cut(err error) error {
 	if errors.As(err, &e) {
 		return err
 	}
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // io.EOF says that a stream is complete
+	}
 	return snapferry.Errorf(snapferry.Unavailable, "the stream was cut: %w", err)
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/fsck"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
 	"github.com/snapferry/snapferry/record"
@@ -217,5 +218,15 @@ func (o objectReader) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), err
 }
 
-// deep is the place of fsck, which proves more than Check.
-func (r *Region) deep(TB) {}
+// deep runs the region's own check of everything, which must be clean.
+func (r *Region) deep(tb TB) {
+	tb.Helper()
+	report, err := fsck.Run(context.Background(), fsck.Config{
+		DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Region: r.Name, SignPublic: r.PublicKey(), Deep: true,
+	})
+	if err != nil {
+		tb.Errorf("%s: fsck: %v", r.Name, err)
+	} else if !report.Clean {
+		tb.Errorf("%s: fsck: %+v", r.Name, report.Findings)
+	}
+}

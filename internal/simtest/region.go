@@ -154,7 +154,7 @@ func (r *Region) start() {
 		c := r.Control
 		go func() {
 			defer close(ended)
-			if err := c.Run(ctx); err != nil {
+			if err := c.Run(ctx); err != nil && ctx.Err() == nil {
 				r.tb.Errorf("region %s: %v", r.Name, err)
 			}
 		}()

@@ -186,6 +186,11 @@ func testAccounts(t *testing.T, p Place) {
 	} {
 		wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertAccount(a) }), snapferry.Exists)
 	}
+	update(t, db, func(tx *meta.Tx) error { return tx.SetAccountToken(quiet.ID, "loud") })
+	quiet.TokenHash = "loud"
+	same(t, "account with a token", read(t, db, func(tx *meta.Tx) (meta.Account, error) { return tx.AccountByToken("loud") }), quiet)
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.SetAccountToken(mute.ID, "loud") }), snapferry.Exists)
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.SetAccountToken("acct-none", "x") }), snapferry.NotFound)
 }
 
 func testChains(t *testing.T, p Place) {
