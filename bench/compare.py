@@ -304,7 +304,7 @@ class Snapferry(Tool):
         self.ours("fsck", "--deep", "--region", "east")
 
     def stored(self):
-        return size(f"{self.dev}/east/bucket")
+        return size(f"{self.dev}/east/data/bucket")
 
     def close(self):
         self.server.terminate()

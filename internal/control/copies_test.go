@@ -533,3 +533,22 @@ func (f swapFrames) Next() (transfer.Frame, error) {
 	x.Payload = append([]byte{1}, x.Payload...)[:len(x.Payload)]
 	return x, err
 }
+
+// TestCopyShrunkWithinZeros copies a disk that was made smaller where nothing
+// was: the block it ends in has the digest it had, and lengths that do not fit.
+func TestCopyShrunkWithinZeros(t *testing.T) {
+	w := newWorld(t)
+	const end = 90<<20 + 512
+	small := simtest.NewDisk(end).Fill(3, 1).Fill(90*16, 3)
+	for _, d := range []*simtest.Disk{small, small.Clone(100 << 20), small} {
+		s := w.imported(d)
+		w.ready(w.copy(control.CopyRequest{Source: s.ID}).ID, d)
+		w.ready(w.copy(control.CopyRequest{Source: s.ID, Full: true}).ID, d)
+	}
+	// To a region that has only the larger one.
+	s := w.imported(small.Clone(100<<20).Fill(9, 9))
+	w.ready(w.copy(control.CopyRequest{Source: s.ID}).ID, small.Clone(100<<20).Fill(9, 9))
+	s = w.imported(small.Clone(end).Fill(9, 9))
+	w.ready(w.copy(control.CopyRequest{Source: s.ID}).ID, small.Clone(end).Fill(9, 9))
+	w.check()
+}

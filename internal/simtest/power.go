@@ -3,6 +3,7 @@ package simtest
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -102,18 +103,21 @@ func (p *Power) mutate(fn func() error) error {
 
 // Hooks are those of the metadata under this power.
 func (p *Power) Hooks() meta.Hooks {
-	var told bool // one writer at a time
+	// One answer is lost, that of the commit or of one right behind it.
+	var lost atomic.Bool
 	return meta.Hooks{
 		BeforeCommit: func() error {
 			do, fail := p.point()
-			told = fail
 			if !do {
 				return dark()
+			}
+			if fail {
+				lost.Store(true)
 			}
 			return nil
 		},
 		AfterCommit: func() error {
-			if told {
+			if lost.CompareAndSwap(true, false) {
 				return dark()
 			}
 			return nil
