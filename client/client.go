@@ -22,7 +22,7 @@ const (
 	dialTimeout  = 10 * time.Second
 	replyTimeout = 100 * time.Second // more than a region takes for any reply
 	maxReply     = 64 << 20
-	maxLine      = 4 << 20 // of a stream; a report of a check is one line
+	maxLine      = 64 << 20 // of a stream; a report of a check is one line
 
 	// RequestIDHeader carries the id under which a region logs a request.
 	RequestIDHeader = "Snapferry-Request-Id"

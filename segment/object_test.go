@@ -21,7 +21,7 @@ func TestEveryByteCounts(t *testing.T) {
 		for i := range p {
 			for _, flip := range []byte{0x01, 0x80, 0xff} {
 				p[i] ^= flip
-				if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p))); !snapferry.IsKind(err, snapferry.Corrupt) && !snapferry.IsKind(err, snapferry.Unsupported) {
+				if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil); !snapferry.IsKind(err, snapferry.Corrupt) && !snapferry.IsKind(err, snapferry.Unsupported) {
 					t.Errorf("%s, byte %d flipped by %#x: got %v", name, i, flip, err)
 				}
 				p[i] ^= flip
@@ -34,15 +34,15 @@ func TestEveryLengthCounts(t *testing.T) {
 	for _, name := range []string{"plain.sfobj", "sealed.sfobj"} {
 		p := golden(t, name)
 		for n := range p {
-			if _, err := segment.VerifyObject(bytes.NewReader(p[:n]), int64(n)); !snapferry.IsKind(err, snapferry.Corrupt) {
+			if _, err := segment.VerifyObject(bytes.NewReader(p[:n]), int64(n), nil); !snapferry.IsKind(err, snapferry.Corrupt) {
 				t.Errorf("%s cut to %d bytes: got %v, want Corrupt", name, n, err)
 			}
-			if _, err := segment.VerifyObject(bytes.NewReader(p[:n]), int64(len(p))); !snapferry.IsKind(err, snapferry.Corrupt) {
+			if _, err := segment.VerifyObject(bytes.NewReader(p[:n]), int64(len(p)), nil); !snapferry.IsKind(err, snapferry.Corrupt) {
 				t.Errorf("%s cut to %d bytes, said to have %d: got %v, want Corrupt", name, n, len(p), err)
 			}
 		}
 		p = append(p, 0)
-		if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p))); !snapferry.IsKind(err, snapferry.Corrupt) {
+		if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil); !snapferry.IsKind(err, snapferry.Corrupt) {
 			t.Errorf("%s with a byte more: got %v, want Corrupt", name, err)
 		}
 	}
@@ -51,7 +51,7 @@ func TestEveryLengthCounts(t *testing.T) {
 // One pass names all that is damaged, and what is sound stays usable.
 func TestScrubNamesDamage(t *testing.T) {
 	p := golden(t, "plain.sfobj")
-	sound, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)))
+	sound, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestScrubNamesDamage(t *testing.T) {
 		for _, i := range tt.flips {
 			bad[i] ^= 4
 		}
-		scrub, err := segment.VerifyObject(bytes.NewReader(bad), int64(len(bad)))
+		scrub, err := segment.VerifyObject(bytes.NewReader(bad), int64(len(bad)), nil)
 		var first *segment.Damage
 		if !snapferry.IsKind(err, snapferry.Corrupt) || !errors.As(err, &first) {
 			t.Errorf("%s: got %v, want Corrupt", tt.name, err)
@@ -112,7 +112,7 @@ func TestSwappedBodies(t *testing.T) {
 	swapped := bytes.Clone(p)
 	copy(swapped[16:], two)
 	copy(swapped[16+n:], one)
-	if _, err := segment.VerifyObject(bytes.NewReader(swapped), int64(len(p))); !snapferry.IsKind(err, snapferry.Corrupt) {
+	if _, err := segment.VerifyObject(bytes.NewReader(swapped), int64(len(p)), nil); !snapferry.IsKind(err, snapferry.Corrupt) {
 		t.Errorf("got %v, want Corrupt", err)
 	}
 }
@@ -175,12 +175,12 @@ func TestScrubBigObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	p = segment.AppendDirectory(p, []segment.DirEntry{w.DirEntry(0)})
-	if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p))); err != nil {
+	if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := 16; i < len(p)-64; i += 64<<10 - 7 {
 		p[i] ^= 1
-		if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p))); !snapferry.IsKind(err, snapferry.Corrupt) && !snapferry.IsKind(err, snapferry.Unsupported) {
+		if _, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil); !snapferry.IsKind(err, snapferry.Corrupt) && !snapferry.IsKind(err, snapferry.Unsupported) {
 			t.Errorf("byte %d: got %v", i, err)
 		}
 		p[i] ^= 1
@@ -194,7 +194,7 @@ func (r failingReader) ReadAt([]byte, int64) (int, error) { return 0, r.err }
 // That an object cannot be read is not damage.
 func TestScrubReadError(t *testing.T) {
 	down := snapferry.Errorf(snapferry.Unavailable, "the bucket does not answer")
-	_, err := segment.VerifyObject(failingReader{down}, 4096)
+	_, err := segment.VerifyObject(failingReader{down}, 4096, nil)
 	var d *segment.Damage
 	if !snapferry.IsKind(err, snapferry.Unavailable) || errors.As(err, &d) || !errors.Is(err, down) {
 		t.Errorf("got %v, want Unavailable", err)
@@ -263,7 +263,7 @@ func FuzzObject(f *testing.F) {
 			p = bytes.Clone(p)
 			fixObject(p)
 		}
-		scrub, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)))
+		scrub, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil)
 		if err != nil {
 			if !snapferry.IsKind(err, snapferry.Corrupt) && !snapferry.IsKind(err, snapferry.Unsupported) {
 				t.Fatalf("an error of another kind: %v", err)

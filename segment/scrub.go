@@ -52,18 +52,25 @@ type Scrub struct {
 
 const (
 	scrubBuffer = 1 << 20
+	pageSize    = 4096
 	minObject   = ObjectHeaderSize + minBody + DirEntrySize + DirTrailerSize
 )
 
 // VerifyObject reads a whole object of size bytes and checks every byte of it
 // without keys: header, directory, each body, each frame. It goes on after
 // damage to a body, so that one pass finds every damaged frame. Beside the
-// footers it returns it holds 1 MiB. The error is nil for a sound object; of
+// footers it returns it holds buf, or 1 MiB of its own when buf is smaller.
+// Bodies are read in pieces of the size of buf that begin at multiples of 4 KiB
+// of the object: with a buf that is page aligned a reader can go past the page
+// cache. The error is nil for a sound object; of
 // Kind Corrupt, with the first Damage in its chain and the Scrub beside it when the
 // directory was readable; of Kind Unsupported for a newer version; or that of
 // r, with its Kind.
-func VerifyObject(r io.ReaderAt, size int64) (*Scrub, error) {
-	v := &verifier{r: r, buf: make([]byte, max(minObject, min(size, scrubBuffer)))}
+func VerifyObject(r io.ReaderAt, size int64, buf []byte) (*Scrub, error) {
+	if len(buf) < scrubBuffer {
+		buf = make([]byte, scrubBuffer)
+	}
+	v := &verifier{r: r, buf: buf[:len(buf)/pageSize*pageSize]}
 	entries, err := v.directory(size)
 	if err != nil {
 		return nil, verifyError(err)
@@ -225,8 +232,9 @@ func (v *verifier) frames(e DirEntry, f *Footer) (crc uint32, err error) {
 		slots = f.Len()
 	}
 	for pos := int64(0); pos < e.Length; {
-		chunk := v.buf[:min(int64(len(v.buf)), e.Length-pos)]
-		if err := v.read(PartBody, chunk, e.Offset+pos); err != nil {
+		at := e.Offset + pos
+		chunk := v.buf[:min(int64(len(v.buf))-at%pageSize, e.Length-pos)]
+		if err := v.read(PartBody, chunk, at); err != nil {
 			return 0, err
 		}
 		crc = crc32.Update(crc, castagnoli, chunk)

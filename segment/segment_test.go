@@ -65,7 +65,7 @@ func checkObject(t *testing.T, name string, p []byte, want []sampleSegment, s se
 			t.Errorf("%s, segment %s: -got +want\n%s", name, e.Segment, d)
 		}
 	}
-	scrub, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)))
+	scrub, err := segment.VerifyObject(bytes.NewReader(p), int64(len(p)), nil)
 	if err != nil || len(scrub.Segments) != len(want) {
 		t.Fatalf("%s: scrub got %+v, %v", name, scrub, err)
 	}
@@ -196,7 +196,7 @@ func TestNewerVersion(t *testing.T) {
 	for name, at := range map[string]int{"object": 5, "directory": len(p) - 4, "segment header": 16 + 5} {
 		bad := bytes.Clone(p)
 		bad[at] = 2
-		if _, err := segment.VerifyObject(bytes.NewReader(bad), int64(len(bad))); !snapferry.IsKind(err, snapferry.Unsupported) {
+		if _, err := segment.VerifyObject(bytes.NewReader(bad), int64(len(bad)), nil); !snapferry.IsKind(err, snapferry.Unsupported) {
 			t.Errorf("%s: got %v, want Unsupported", name, err)
 		}
 	}

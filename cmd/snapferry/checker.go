@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 
@@ -25,6 +26,7 @@ type checker struct {
 func (c *checker) Check(ctx context.Context, deep bool, progress func(done, total int64)) (*client.FsckReport, error) {
 	r, err := fsck.Run(ctx, fsck.Config{
 		DB: c.db, Bucket: c.bucket, Vault: c.vault, Region: c.region, SignPublic: c.public, Deep: deep, Progress: progress,
+		Mark: c.mark,
 	})
 	if err != nil {
 		return nil, err
@@ -37,4 +39,27 @@ func (c *checker) Check(ctx context.Context, deep bool, progress func(done, tota
 		out.Findings[i] = client.Finding(f)
 	}
 	return out, nil
+}
+
+// mark checks the object of a start of the region, byte by byte.
+func (c *checker) mark(ctx context.Context, n uint64, p []byte) error {
+	var row meta.Region
+	var starts []meta.Audit
+	err := c.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if row, err = tx.Region(); err != nil {
+			return err
+		}
+		starts, err = tx.AuditOf(incarnationName(n))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range starts {
+		x := incarnation{Version: 1, ID: row.ID, Name: row.Name, Number: n, Start: s.Detail}
+		if want, err := x.encode(); err != nil || bytes.Equal(p, want) {
+			return err
+		}
+	}
+	return snapferry.Errorf(snapferry.Corrupt, "the mark of start %d of this region is damaged", n)
 }

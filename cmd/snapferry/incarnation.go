@@ -35,6 +35,15 @@ type incarnation struct {
 	Start   string               `json:"start"` // random; the metadata had it before the object was made
 }
 
+// encode returns the content of the object.
+func (x incarnation) encode() ([]byte, error) {
+	p, err := json.Marshal(x)
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Internal, "encode %s: %w", incarnationName(x.Number), err)
+	}
+	return append(p, '\n'), nil
+}
+
 func incarnationName(n uint64) string { return fmt.Sprintf("%s%020d", incarnationPrefix, n) }
 
 func randomHex(n int) string {
@@ -164,9 +173,9 @@ func tooOld(row meta.Region, number uint64) error {
 func nextIncarnation(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region) (meta.Region, error) {
 	x := incarnation{Version: 1, ID: row.ID, Name: row.Name, Number: row.Incarnation + 1, Start: randomHex(16)}
 	name := incarnationName(x.Number)
-	body, err := json.Marshal(x)
+	body, err := x.encode()
 	if err != nil {
-		return row, snapferry.Errorf(snapferry.Internal, "encode %s: %w", name, err)
+		return row, err
 	}
 	err = db.Update(ctx, func(tx *meta.Tx) error {
 		return tx.AddAudit(meta.Audit{At: time.Now(), Action: actionStart, Subject: name, Detail: x.Start})
@@ -174,7 +183,7 @@ func nextIncarnation(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row 
 	if err != nil {
 		return row, err
 	}
-	if err := bucket.Put(ctx, name, append(body, '\n')); snapferry.IsKind(err, snapferry.Exists) {
+	if err := bucket.Put(ctx, name, body); snapferry.IsKind(err, snapferry.Exists) {
 		if err := ourIncarnation(ctx, db, bucket, row, name); err != nil {
 			return row, err
 		}

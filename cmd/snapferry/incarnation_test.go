@@ -56,6 +56,31 @@ func TestIncarnations(t *testing.T) {
 	}
 }
 
+// A check sees every byte that changed in the mark of a start.
+func TestIncarnationMark(t *testing.T) {
+	bucket := blob.New(memblob.New())
+	db := openMeta(t, filepath.Join(t.TempDir(), "meta.db"), meta.Hooks{})
+	row, err := startRegion(t.Context(), db, bucket, "east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &checker{db: db}
+	p, err := bucket.Get(t.Context(), incarnationName(row.Incarnation), incarnationLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.mark(t.Context(), row.Incarnation, p); err != nil {
+		t.Errorf("a sound mark: %v", err)
+	}
+	for i := range p {
+		p[i] ^= 1
+		if err := c.mark(t.Context(), row.Incarnation, p); !snapferry.IsKind(err, snapferry.Corrupt) {
+			t.Errorf("byte %d: %v, want corrupt", i, err)
+		}
+		p[i] ^= 1
+	}
+}
+
 func setIncarnation(t *testing.T, db *meta.DB, n uint64) {
 	t.Helper()
 	err := db.Update(t.Context(), func(tx *meta.Tx) error {

@@ -88,7 +88,7 @@ type slotView struct {
 }
 
 func (a *app) inspectObject(f *os.File, path string, size int64) error {
-	scrub, err := segment.VerifyObject(f, size)
+	scrub, err := segment.VerifyObject(f, size, nil)
 	if scrub == nil {
 		return snapferry.Errorf(snapferry.KindOf(err), "%s: %w", path, err)
 	}

@@ -62,6 +62,12 @@ func (a *app) pkiIssueCommand() *cobra.Command {
 			if out == "" {
 				out = dir
 			}
+			if string(region)+filepath.Ext(pki.KeyFile) == pki.KeyFile {
+				if _, err := pki.Load(out); err == nil {
+					return snapferry.Errorf(snapferry.Exists, "the key of region %s would replace that of the authority in %s", region, out).
+						WithHint("give another directory with --out")
+				}
+			}
 			cert, key, err := issue(authority, region, hosts, time.Duration(days)*24*time.Hour, out, string(region))
 			if err != nil {
 				return err

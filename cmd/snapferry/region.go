@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -165,7 +166,7 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	}
 	sign := ed25519.PrivateKey(row.SignKey)
 	v, err := vault.New(vault.Config{
-		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log,
+		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log, Workers: max(2, runtime.NumCPU()),
 		Memory: int64(float64(s.cfg.memory()) * vault.DefaultMemory / defaultMemory),
 	})
 	if err != nil {
@@ -205,11 +206,12 @@ func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checke
 	if err != nil {
 		return listenError("peer.listen", s.cfg.Peer.Listen, err)
 	}
-	s.peers.listener = tls.NewListener(plain, pki.PeerServerConfig(id, ca))
+	s.peers.listener = peer.Listener(plain, pki.PeerServerConfig(id, ca))
 	s.onClose(closed(plain))
 	s.peers.server = &http.Server{
 		Handler:           peer.Handler(control.Host{Region: s.region}, s.log),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ConnContext: peer.ConnContext,
 		// HTTP/1.1 only: a stream has a connection of its own.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}

@@ -66,12 +66,6 @@ func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// errQuiet is an error that was told already; the exit code is what is left.
-type errQuiet struct{ err error }
-
-func (e errQuiet) Error() string { return e.err.Error() }
-func (e errQuiet) Unwrap() error { return e.err }
-
 // run parses args, runs the command and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) int {
 	cmd := a.root()
@@ -87,10 +81,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 		fmt.Fprintln(a.stderr, "snapferry: interrupted")
 		return exitInterrupted
 	}
-	var quiet errQuiet
-	if !errors.As(err, &quiet) {
-		a.tell(err)
-	}
+	a.tell(err)
 	return exitCode(err)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,11 @@ func (a *app) serve(ctx context.Context, cfg serverConfig) (err error) {
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 	debug.SetMemoryLimit(cfg.memory())
+	// A goroutine that waits for the disk keeps its processor for a while before
+	// the scheduler gives it to another: with spare ones no core stays idle.
+	cores := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(2 * cores)
+	defer runtime.GOMAXPROCS(cores)
 	s, err := openRegion(ctx, cfg, log)
 	if err != nil {
 		return err

@@ -188,6 +188,9 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 	if err != nil {
 		return err
 	}
+	if err := r.rebase(ctx, run, c, d); err != nil {
+		return err
+	}
 	p := newPuller(run, d.Present)
 	fence := func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
@@ -238,6 +241,52 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		},
 	})
 	return err
+}
+
+// rebase chooses the base of a copy again when its turn comes and nothing has
+// been written for it: a copy it waited for may have brought a better one.
+func (r *Region) rebase(ctx context.Context, run *job.Run, c meta.Copy, d transfer.Description) error {
+	if c.Full {
+		return nil
+	}
+	return r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		s, err := tx.Snapshot(c.Snapshot)
+		if err != nil || s.Version.IsZero() {
+			return err
+		}
+		row, err := tx.Version(s.Version)
+		if err != nil {
+			return err
+		}
+		written, err := tx.SegmentsOf(row.ID)
+		if err != nil || len(written) > 0 {
+			return err
+		}
+		vol, err := tx.Volume(s.VolumeID)
+		if err != nil {
+			return err
+		}
+		base, ok, err := chooseBase(tx, vol, d)
+		if err != nil || !ok || base.ID == row.Parent {
+			return err
+		}
+		if err := vault.Reattach(tx, row.ID, base.ID); err != nil {
+			return err
+		}
+		s.Parent = visibleParent(tx, base.ID)
+		if err := tx.UpdateSnapshot(s); err != nil {
+			return err
+		}
+		now, err := tx.Copy(c.ID)
+		if err != nil {
+			return err
+		}
+		now.Base = base.ID
+		return tx.UpdateCopy(now)
+	})
 }
 
 // A puller counts what a copy does, over all its runs.

@@ -275,7 +275,13 @@ func (f *versionFrames) Next() (transfer.Frame, error) {
 	return transfer.Frame(x), nil
 }
 
-func (f *versionFrames) Close() error { return nil }
+func (f *versionFrames) Close() error {
+	if f.reader != nil {
+		f.reader.Close()
+		f.reader, f.frames = nil, nil
+	}
+	return nil
+}
 
 // local is this region as a copy inside it sees it.
 type local struct {

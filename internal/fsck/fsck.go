@@ -33,7 +33,11 @@ type Config struct {
 	Region     snapferry.RegionName
 	SignPublic ed25519.PublicKey // that version records are signed with
 	Deep       bool              // read everything
-	Workers    int               // objects read at a time; 0: twice the processors
+	Workers    int               // objects read at a time; 0: one a processor of the scheduler, at least 4
+	// Mark, if not nil, checks every byte of what the n-th start of the region
+	// left in the bucket: Corrupt when it is not that. Without, it must name
+	// the region.
+	Mark func(ctx context.Context, n uint64, p []byte) error
 	// Progress, if not nil, is told how many bytes of objects are settled, of
 	// how many. It is called from one goroutine at a time; done never goes back.
 	Progress func(done, total int64)
@@ -74,7 +78,7 @@ type Finding struct {
 // with the region is in the report.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Workers <= 0 {
-		cfg.Workers = 2 * runtime.GOMAXPROCS(0)
+		cfg.Workers = max(4, runtime.GOMAXPROCS(0))
 	}
 	c := &checker{Config: cfg, seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}}
 	for _, step := range []func(context.Context) error{

@@ -352,6 +352,25 @@ var metaCases = []damageCase{
 		})
 		return w
 	}},
+	{"a deletion that nothing waits for", both, func(r *region) want {
+		r.update(func(tx *meta.Tx) error {
+			s, err := tx.Snapshot(r.snaps["base"].id)
+			if err != nil {
+				return err
+			}
+			s.State, s.Deleted = snapferry.SnapshotDeleting, time.Now()
+			return tx.UpdateSnapshot(s)
+		})
+		return want{severity: fsck.Garbage, slot: -1, version: r.snaps["base"].version.String(), problem: "nothing pins it"}
+	}},
+	{"a pin that holds nothing", both, func(r *region) want {
+		s := r.snaps["base"]
+		r.update(func(tx *meta.Tx) error {
+			_, err := tx.InsertPin(meta.Pin{ID: "pin-1", Snapshot: s.id, Version: s.version, Region: "west", Copy: snapferry.NewCopyID(), Created: time.Now()})
+			return err
+		})
+		return want{severity: fsck.Damage, slot: -1, version: s.version.String(), problem: "does not hold", snapshots: []snapferry.SnapshotID{s.id}}
+	}},
 	{"hold in the metadata only", both, func(r *region) want {
 		w, _ := onRecord(r, "base", "holds are")
 		r.update(func(tx *meta.Tx) error {

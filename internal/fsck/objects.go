@@ -11,6 +11,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
 	"github.com/snapferry/snapferry/segment"
@@ -289,6 +290,9 @@ func (r *objectReader) footer(p *part) (*segment.Footer, error) {
 	return f, nil
 }
 
+// scrubBuffer is the size of the pieces in which objects are read.
+const scrubBuffer = 2 << 20
+
 // scrub reads the whole object, once: segment.VerifyObject checks every byte
 // against the checksums, and what it reads goes by a content checker.
 func (c *checker) scrub(r *objectReader, parts []*part) error {
@@ -298,7 +302,7 @@ func (c *checker) scrub(r *objectReader, parts []*part) error {
 	}
 	defer cc.dec.Close()
 	r.tail, r.feed = nil, cc.feed
-	s, err := segment.VerifyObject(r, r.size)
+	s, err := segment.VerifyObject(r, r.size, blob.AlignedBuffer(scrubBuffer))
 	if s == nil {
 		return err
 	}
@@ -327,7 +331,7 @@ func newContentChecker(c *checker, parts []*part) (*contentChecker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &contentChecker{c: c, dec: dec, parts: parts, plain: make([]byte, snapferry.BlockSize)}, nil
+	return &contentChecker{c: c, dec: dec, parts: parts, plain: vault.BlockBuffer()}, nil
 }
 
 // feed takes the bytes from off on. Headers and footers that are read between

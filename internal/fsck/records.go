@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/snapferry/snapferry"
@@ -149,13 +150,30 @@ func (c *checker) checkIncarnations(ctx context.Context) error {
 			return err
 		}
 		c.bytes.Add(int64(len(p)))
+		if err == nil {
+			err = c.checkMark(ctx, name, p)
+		}
+		if err != nil && !isFinding(err) {
+			return err
+		}
 		if err != nil {
 			c.damage(onObject(name), "%v", err)
-		} else if !strings.Contains(string(p), c.state.region.ID) {
-			c.damage(onObject(name), "is the mark of another region, or damaged")
 		}
 		return nil
 	})
+}
+
+func (c *checker) checkMark(ctx context.Context, name string, p []byte) error {
+	n, err := strconv.ParseUint(strings.TrimPrefix(name, incarnationPrefix), 10, 64)
+	switch {
+	case err != nil:
+		return snapferry.Errorf(snapferry.Corrupt, "the name is not that of a start of the region")
+	case !strings.Contains(string(p), c.state.region.ID):
+		return snapferry.Errorf(snapferry.Corrupt, "is the mark of another region, or damaged")
+	case c.Mark != nil && n <= c.state.region.Incarnation: // of later ones the metadata knows nothing
+		return c.Mark(ctx, n, p)
+	}
+	return nil
 }
 
 // checkNames looks for what is in the bucket and nobody registered.

@@ -25,6 +25,7 @@ type state struct {
 	segments  map[snapferry.SegmentID]*seg
 	objects   map[string]*object // registered, or named by a segment
 	snapshots []meta.Snapshot
+	pins      map[snapferry.SnapshotID][]meta.Pin
 	visible   int64 // snapshots that users see
 }
 
@@ -70,7 +71,7 @@ func (c *checker) load(ctx context.Context) (err error) {
 func readState(ctx context.Context, db *meta.DB) (*state, error) {
 	s := &state{
 		versions: map[snapferry.VersionID]*version{}, chains: map[snapferry.ChainID]meta.Chain{},
-		segments: map[snapferry.SegmentID]*seg{}, objects: map[string]*object{},
+		segments: map[snapferry.SegmentID]*seg{}, objects: map[string]*object{}, pins: map[snapferry.SnapshotID][]meta.Pin{},
 	}
 	err := db.View(ctx, func(tx *meta.Tx) (err error) {
 		if s.region, err = tx.Region(); err != nil {
@@ -171,6 +172,9 @@ func (s *state) readSnapshots(tx *meta.Tx) error {
 			}
 			s.visible++
 			s.snapshots = append(s.snapshots, n)
+			if s.pins[n.ID], err = tx.PinsOf(n.ID); err != nil {
+				return err
+			}
 			if v := s.versions[n.Version]; v != nil {
 				v.snapshots = append(v.snapshots, n.ID)
 			}
@@ -285,6 +289,7 @@ func (v *version) decodeRoot(open bool) error {
 // checkSnapshots checks that what is ready has its version, held.
 func (c *checker) checkSnapshots(context.Context) error {
 	for _, n := range c.state.snapshots {
+		c.checkPins(n)
 		if n.State != snapferry.SnapshotReady {
 			continue
 		}
@@ -297,7 +302,7 @@ func (c *checker) checkSnapshots(context.Context) error {
 			problem = "its version is " + string(v.State)
 		case v.Digest != n.Digest || v.Size != n.Size:
 			problem = "digest or size are not those of its version"
-		case !slices.ContainsFunc(v.holds, func(h meta.Hold) bool { return h.Kind == vault.HoldSnapshot && h.Owner == string(n.ID) }):
+		case !v.held(vault.HoldSnapshot, string(n.ID)):
 			problem = "does not hold its version"
 		default:
 			continue
@@ -306,6 +311,25 @@ func (c *checker) checkSnapshots(context.Context) error {
 			snapshots: []snapferry.SnapshotID{n.ID}})
 	}
 	return nil
+}
+
+// checkPins checks that the pins on a snapshot hold its version, and that a
+// deletion waits for nothing but pins.
+func (c *checker) checkPins(n meta.Snapshot) {
+	pins := c.state.pins[n.ID]
+	if n.State == snapferry.SnapshotDeleting && len(pins) == 0 {
+		c.garbage(onVersion(n.Version), "metadata: snapshot %s is being deleted, but nothing pins it any more", n.ID)
+	}
+	for _, p := range pins {
+		if v := c.state.versions[p.Version]; v == nil || !v.held(vault.HoldPin, p.ID) {
+			c.add(&finding{target: onVersion(p.Version), severity: Damage, problem: "metadata: pin " + p.ID + " of region " + string(p.Region) + " does not hold its version",
+				snapshots: []snapferry.SnapshotID{n.ID}})
+		}
+	}
+}
+
+func (v *version) held(kind, owner string) bool {
+	return slices.ContainsFunc(v.holds, func(h meta.Hold) bool { return h.Kind == kind && h.Owner == owner })
 }
 
 func (c *checker) setBroken(id snapferry.ChainID) {

@@ -1,12 +1,14 @@
 package peer
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -30,12 +32,49 @@ const stallTime = 30 * time.Second
 // NewClient returns a client of the region at an address (host:port).
 func NewClient(region snapferry.RegionName, address string, tc *tls.Config) *Client {
 	return &Client{region: region, base: "https://" + address, stall: stallTime, http: &http.Client{Transport: &http.Transport{
-		TLSClientConfig: tc, TLSHandshakeTimeout: 10 * time.Second, DisableCompression: true,
+		DialTLSContext: dialer(tc), DisableCompression: true,
 		MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, ReadBufferSize: 64 << 10,
 		ResponseHeaderTimeout: stallTime,
 		TLSNextProto:          map[string]func(string, *tls.Conn) http.RoundTripper{}, // HTTP/1.1: a connection a stream
 	}}}
 }
+
+const (
+	dialTime   = 10 * time.Second
+	readAtOnce = 128 << 10
+)
+
+// dialer returns how connections are made: TLS over TCP, with a buffer below
+// TLS, which by itself asks the system for one record of 16 KiB at a time.
+func dialer(tc *tls.Config) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTime)
+		defer cancel()
+		var d net.Dialer
+		raw, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		cfg := tc.Clone()
+		if host, _, err := net.SplitHostPort(address); err == nil && cfg.ServerName == "" {
+			cfg.ServerName = host
+		}
+		conn := tls.Client(&bufferedConn{Conn: raw, r: bufio.NewReaderSize(raw, readAtOnce)}, cfg)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, err
+		}
+		return conn, nil
+	}
+}
+
+// bufferedConn reads ahead.
+type bufferedConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (c *bufferedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }

@@ -63,7 +63,8 @@ func serve(t *testing.T, ca *pki.Authority, h http.Handler) (string, func(ca *pk
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Listener = tls.NewListener(ln, pki.PeerServerConfig(identity(t, ca, "east"), pool))
+	s.Listener = peer.Listener(ln, pki.PeerServerConfig(identity(t, ca, "east"), pool))
+	s.Config.ConnContext = peer.ConnContext
 	s.Start()
 	t.Cleanup(s.Close)
 	return ln.Addr().String(), func(mine *pki.Authority, me, expect snapferry.RegionName) *tls.Config {

@@ -82,6 +82,7 @@ func (s *server) caller(r *http.Request) (transfer.Caller, error) {
 
 func (s *server) stream(w http.ResponseWriter, r *http.Request, c transfer.Caller, fn func(*streamWriter) error) {
 	w.Header().Set("Content-Type", "application/octet-stream")
+	flush := gather(r.Context())
 	sw, err := newStreamWriter(w)
 	if err == nil {
 		err = fn(sw)
@@ -89,6 +90,9 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, c transfer.Calle
 			s.report(r, c, err)
 		}
 		err = sw.end(err)
+	}
+	if ferr := flush(); err == nil {
+		err = ferr
 	}
 	if err != nil {
 		s.log.DebugContext(r.Context(), "peer went away", "path", r.URL.Path, "region", c.Region, "err", err)

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -114,9 +115,9 @@ func publicText(err error) string {
 
 // A streamReader reads a stream. It is for one goroutine.
 type streamReader struct {
-	r   *bufio.Reader
-	buf []byte
-	err error
+	r    *bufio.Reader
+	held int // bytes of the last payload, which still lies in r
+	err  error
 }
 
 func newStreamReader(r io.Reader) *streamReader {
@@ -163,6 +164,10 @@ func (s *streamReader) next(typ uint8) (item, error) {
 }
 
 func (s *streamReader) read(typ uint8) (item, error) {
+	if _, err := s.r.Discard(s.held); err != nil {
+		return item{}, cut(err)
+	}
+	s.held = 0
 	var h [itemHeader]byte
 	if _, err := io.ReadFull(s.r, h[:]); err != nil {
 		return item{}, cut(err)
@@ -181,16 +186,18 @@ func (s *streamReader) read(typ uint8) (item, error) {
 	if n > limit {
 		return it, snapferry.Errorf(snapferry.Corrupt, "the stream has an item of %d bytes, more than %d", n, limit)
 	}
-	if cap(s.buf) < int(n) {
-		s.buf = make([]byte, max(n, maxNodeItem))
-	}
-	it.payload = s.buf[:n]
-	if _, err := io.ReadFull(s.r, it.payload); err != nil {
+	var err error
+	if it.payload, err = s.r.Peek(int(n)); err != nil {
 		return it, cut(err)
 	}
-	if it.typ != itemEnd {
+	if s.held = int(n); it.typ != itemEnd {
 		return it, nil
 	}
+	it.payload = bytes.Clone(it.payload)
+	if _, err := s.r.Discard(s.held); err != nil {
+		return it, cut(err)
+	}
+	s.held = 0
 	if it.raw > 1 || it.index != 0 || it.raw == 0 && (it.sub != 0 || n != 0) {
 		return it, snapferry.Errorf(snapferry.Corrupt, "the stream has a malformed end")
 	}

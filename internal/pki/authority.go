@@ -117,10 +117,14 @@ func (a *Authority) Save(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeNew(filepath.Join(dir, KeyFile), keyPEM, 0o600); err != nil {
+	keyFile := filepath.Join(dir, KeyFile)
+	if err := writeNew(keyFile, keyPEM, 0o600); err != nil {
 		return err
 	}
-	return writeNew(filepath.Join(dir, CertFile), a.CertPEM(), 0o644)
+	if err := writeNew(filepath.Join(dir, CertFile), a.CertPEM(), 0o644); err != nil {
+		return errors.Join(err, os.Remove(keyFile)) // half an authority would stand in the way of the next
+	}
+	return syncDir(dir)
 }
 
 // CertPEM is the authority's certificate: what a region pins.
@@ -262,7 +266,20 @@ func readFile(name string) ([]byte, error) {
 	return p, nil
 }
 
-// writeNew writes a file that must not exist, durably.
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fileError("open", dir, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fileError("sync", dir, err)
+	}
+	return nil
+}
+
+// writeNew writes a file that must not exist, with durable content; what it
+// could not write does not stay behind.
 func writeNew(name string, p []byte, mode fs.FileMode) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -270,7 +287,7 @@ func writeNew(name string, p []byte, mode fs.FileMode) error {
 	}
 	_, err = f.Write(p)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fileError("write", name, err)
+		return errors.Join(fileError("write", name, err), os.Remove(name))
 	}
 	return nil
 }

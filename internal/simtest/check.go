@@ -183,7 +183,7 @@ func (a *accounts) bucket(g Garbage, states map[snapferry.VersionID]snapferry.Ve
 		if ok && o.Size != i.Size {
 			a.tb.Errorf("%s: object %s has %d bytes, want %d", a.region.Name, i.Name, i.Size, o.Size)
 		}
-		_, err := segment.VerifyObject(objectReader{ctx, a.region.Bucket, i.Name, i.Size}, i.Size)
+		_, err := segment.VerifyObject(objectReader{ctx, a.region.Bucket, i.Name, i.Size}, i.Size, nil)
 		return err
 	})
 	if err != nil {

@@ -179,6 +179,7 @@ func (f *filler) Keep(i int, d digest.Digest) error {
 	}
 	return nil
 }
+
 func (f *filler) PutFrame(_ int, d digest.Digest, _ snapferry.Codec, raw int, p []byte) error {
 	if raw != len(p) || raw > snapferry.BlockSize || digest.Block(p) != d {
 		return snapferry.Errorf(snapferry.Corrupt, "frame does not match")

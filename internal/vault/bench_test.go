@@ -342,7 +342,9 @@ func BenchmarkSlowBucket(b *testing.B) {
 				b.Fatalf("first leaf: %v, %v", n, err)
 			}
 			want.Set(n.Presence.Next(0))
-			if _, err := r.vault.NewFrameReader().Read(context.Background(), m, 0, want); err != nil {
+			reader := r.vault.NewFrameReader()
+			defer reader.Close()
+			if _, err := reader.Read(context.Background(), m, 0, want); err != nil {
 				b.Fatal(err)
 			}
 		})

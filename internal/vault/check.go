@@ -21,8 +21,11 @@ func NewDecompressor() (*Decompressor, error) {
 // Close frees what the decompressor holds.
 func (d *Decompressor) Close() { d.dec.close() }
 
+// BlockBuffer returns memory for Block.
+func BlockBuffer() []byte { return make([]byte, snapferry.BlockSize, snapferry.BlockSize+spare) }
+
 // Block returns the digest of the block in the payload of a frame. What has to
-// be decompressed or padded goes through dst, which has BlockSize bytes. The error is
+// be decompressed or padded goes through dst, which BlockBuffer made. The error is
 // of Kind Corrupt when the payload is not a block as info tells it, and of
 // Kind Unsupported for a codec of a newer version.
 func (d *Decompressor) Block(dst, payload []byte, info snapferry.FrameInfo) (digest.Digest, error) {

@@ -63,8 +63,13 @@ func newDecompressor() (*decompressor, error) {
 
 func (d *decompressor) close() { d.zstd.Close() }
 
+// spare is how many bytes behind its output a zstd decoder may overwrite when
+// it is to be fast.
+const spare = 64
+
 // into decompresses payload into the whole of dst; a result of any other
-// length than len(dst) is Corrupt. It never writes past dst.
+// length than len(dst) is Corrupt. It may overwrite what lies behind dst, as
+// far as its capacity goes but at most spare bytes: with that room it is faster.
 func (d *decompressor) into(dst, payload []byte, codec snapferry.Codec) error {
 	n := -1
 	var err error
@@ -75,7 +80,7 @@ func (d *decompressor) into(dst, payload []byte, codec snapferry.Codec) error {
 		}
 	case snapferry.Zstd:
 		var out []byte
-		out, err = d.zstd.DecodeAll(payload, dst[:0:len(dst)])
+		out, err = d.zstd.DecodeAll(payload, dst[:0:min(cap(dst), len(dst)+spare)])
 		n = len(out)
 	case snapferry.S2:
 		if n, err = s2.DecodedLen(payload); err == nil && n == len(dst) {

@@ -184,7 +184,7 @@ func newWriteBehind(ctx context.Context, g *errgroup.Group, t Target, buffers in
 	buffers += writers
 	w := &writeBehind{target: t, free: make(chan []byte, buffers), todo: make(chan write, buffers), done: done}
 	for range buffers {
-		w.free <- blob.AlignedBuffer(outSize)
+		w.free <- blob.AlignedBuffer(outSize + blob.Alignment)[:outSize] // room for the decompressor
 	}
 	for range writers {
 		g.Go(func() error { return w.run(ctx) })

@@ -23,8 +23,16 @@ type FrameReader struct {
 	frames []Frame
 }
 
-// NewFrameReader returns a reader of the vault's frames.
-func (v *Vault) NewFrameReader() *FrameReader { return &FrameReader{fetch: fetcher{v: v}} }
+// NewFrameReader returns a reader of the vault's frames; Close ends it.
+func (v *Vault) NewFrameReader() *FrameReader {
+	if r, ok := v.readers.Get().(*FrameReader); ok {
+		return r
+	}
+	return &FrameReader{fetch: fetcher{v: v}}
+}
+
+// Close ends the reader; what it read is not valid any more.
+func (r *FrameReader) Close() { r.fetch.v.readers.Put(r) }
 
 // Read returns the frames of the blocks of a leaf that want has, ascending.
 // They are valid until the next call. A block that the map does not have is

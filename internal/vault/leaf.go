@@ -36,7 +36,7 @@ func (w *Writer) NewLeafWriter() (*LeafWriter, error) {
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.Internal, "decompressor: %w", err)
 	}
-	return &LeafWriter{w: w, comp: comp, dec: dec, plain: make([]byte, snapferry.BlockSize)}, nil
+	return &LeafWriter{w: w, comp: comp, dec: dec, plain: make([]byte, snapferry.BlockSize, snapferry.BlockSize+spare)}, nil
 }
 
 // Close frees what the writer holds.
@@ -49,6 +49,14 @@ func (l *LeafWriter) Close() {
 // waits while too many leaves are being filled in the region.
 func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 	if l.data == nil {
+		l.data = l.w.v.stages.try()
+	}
+	if l.data == nil {
+		// Those who have a stage may be waiting for budget: what waits for a
+		// stage holds none.
+		if err := l.w.pack.yield(ctx); err != nil {
+			return err
+		}
 		if l.data, err = l.w.v.stages.get(ctx); err != nil {
 			return err
 		}

@@ -39,6 +39,36 @@ func Attach(tx *meta.Tx, row meta.Version) error {
 	return tx.InsertVersion(row)
 }
 
+// Reattach moves an open version below another parent of its chain, in the
+// caller's transaction. Nothing may have been written for it yet: Conflict.
+func Reattach(tx *meta.Tx, id, parent snapferry.VersionID) error {
+	row, err := tx.Version(id)
+	if err != nil {
+		return err
+	}
+	to, err := tx.Version(parent)
+	if err != nil {
+		return err
+	}
+	written, err := tx.SegmentsOf(id)
+	if err != nil {
+		return err
+	}
+	if row.State != snapferry.VersionOpen || len(written) > 0 {
+		return snapferry.Errorf(snapferry.Conflict, "version %s is %s, with %d segments, and cannot change its parent", id, row.State, len(written))
+	}
+	if to.State != snapferry.VersionSealed || to.Chain != row.Chain {
+		return snapferry.Errorf(snapferry.Conflict, "version %s is %s and cannot be a parent", to.ID, to.State)
+	}
+	for _, neighbour := range []snapferry.VersionID{row.Parent, parent} {
+		if err := bump(tx, neighbour); err != nil {
+			return err
+		}
+	}
+	row.Parent = parent
+	return tx.UpdateVersion(row, row.Edge)
+}
+
 // Parent returns the newest version of a lineage that a new one can be
 // incremental on: sealed and held. ok is false when there is none.
 func Parent(tx *meta.Tx, volume snapferry.VolumeID) (row meta.Version, ok bool, err error) {

@@ -181,6 +181,17 @@ func (p *packer) fail(err error) error {
 	return err
 }
 
+// yield closes the open block segment, so that its share of the budget comes
+// free.
+func (p *packer) yield(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blocks == nil {
+		return nil
+	}
+	return p.flush(ctx)
+}
+
 // flushNodes puts one full node segment as an object of its own.
 func (p *packer) flushNodes(ctx context.Context, s *segmentBuffer) error {
 	buf, err := p.v.pool.get(ctx, s.w.Size()+around)

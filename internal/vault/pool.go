@@ -129,12 +129,31 @@ func newStages(n int) *stages {
 	return s
 }
 
+// get waits for a stage.
 func (s *stages) get(ctx context.Context) ([]byte, error) {
 	select {
 	case <-s.free:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	return s.take()
+}
+
+// try returns a stage if there is one now, else nil.
+func (s *stages) try() []byte {
+	select {
+	case <-s.free:
+	default:
+		return nil
+	}
+	p, err := s.take()
+	if err != nil {
+		return nil // get says why
+	}
+	return p
+}
+
+func (s *stages) take() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n := len(s.idle); n > 0 {

@@ -8,6 +8,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/segment"
 )
 
@@ -120,6 +121,10 @@ const (
 	readGap = 128 << 10
 )
 
+// maxLoad is the most that the frames of a leaf take: they are no longer than
+// their blocks, but for the seal, and lie in some runs.
+const maxLoad = blockmap.LeafSpan + 1<<20
+
 // A frame is one block as it is stored.
 type frame struct {
 	block   int // in its leaf
@@ -145,15 +150,18 @@ func (r *fetcher) load(ctx context.Context, leaf uint64, n *blockmap.Node, want 
 		_, ref, _ := n.Child(b)
 		total += int(ref.Length) + 4<<10
 	}
-	if cap(r.buf) < total {
-		r.buf = make([]byte, total)
+	if total = min(total, maxLoad); cap(r.buf) < total {
+		r.buf = blob.AlignedBuffer(total + total/4)
 	}
 	r.buf = r.buf[:0]
-	for i := range n.Refs {
-		id := n.Refs[i].Segment
-		if slices.ContainsFunc(n.Refs[:i], func(o snapferry.Ref) bool { return o.Segment == id }) {
+	var done []snapferry.SegmentID
+	for b := range want.All() {
+		_, ref, ok := n.Child(b)
+		id := ref.Segment
+		if !ok || slices.Contains(done, id) {
 			continue
 		}
+		done = append(done, id)
 		frames, used := len(r.frames), len(r.buf)
 		err := r.v.loc.retry(ctx, id, func(p place, f *segment.Footer) error {
 			r.frames, r.buf = r.frames[:frames], r.buf[:used]
@@ -210,22 +218,26 @@ func runOf(fs []frame) int {
 	return len(fs)
 }
 
-// read fetches the frames of one run and checks their checksums.
+// read fetches the frames of one run and checks their checksums. It reads whole
+// pages into whole pages, so that a bucket in a directory can go past the page
+// cache.
 func (r *fetcher) read(ctx context.Context, p place, run []frame) error {
-	start, last := run[0].entry.Offset, run[len(run)-1].entry
-	n := int(last.Offset + last.Length - start)
-	if cap(r.buf)-len(r.buf) < n {
+	start, last := p.offset+int64(run[0].entry.Offset), run[len(run)-1].entry
+	end := p.offset + int64(last.Offset) + int64(last.Length)
+	lo, hi := start&^(blob.Alignment-1), min((end+blob.Alignment-1)&^(blob.Alignment-1), p.offset+p.length)
+	n, from := int(hi-lo), (len(r.buf)+blob.Alignment-1)&^(blob.Alignment-1)
+	if cap(r.buf) < from+n {
 		// Frames that were read keep the old buffer alive.
-		r.buf = make([]byte, 0, max(n, cap(r.buf)))
+		r.buf, from = blob.AlignedBuffer(max(n, cap(r.buf)))[:0], 0
 	}
-	buf := r.buf[len(r.buf) : len(r.buf)+n]
-	r.buf = r.buf[:len(r.buf)+n]
-	if err := r.v.bucket.ReadAt(ctx, p.object, buf, p.offset+int64(start)); err != nil {
+	r.buf = r.buf[:from+n]
+	buf := r.buf[from:]
+	if err := r.v.bucket.ReadAt(ctx, p.object, buf, lo); err != nil {
 		return err
 	}
 	for i := range run {
 		f := &run[i]
-		f.payload = buf[f.entry.Offset-start:][:f.entry.Length]
+		f.payload = buf[p.offset+int64(f.entry.Offset)-lo:][:f.entry.Length]
 		if err := f.entry.Verify(f.payload); err != nil {
 			return err
 		}

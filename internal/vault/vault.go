@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
@@ -17,13 +18,14 @@ import (
 
 // Config is what a vault needs.
 type Config struct {
-	Bucket *blob.Bucket
-	DB     *meta.DB
-	Region snapferry.RegionName
-	Sign   ed25519.PrivateKey // signs version records
-	Codec  snapferry.Codec    // of new blocks
-	Memory int64              // byte budget of segment buffers; 0 for DefaultMemory
-	Log    *slog.Logger       // nil for none
+	Bucket  *blob.Bucket
+	DB      *meta.DB
+	Region  snapferry.RegionName
+	Sign    ed25519.PrivateKey // signs version records
+	Codec   snapferry.Codec    // of new blocks
+	Memory  int64              // byte budget of segment buffers; 0 for DefaultMemory
+	Workers int                // leaves an import works on at a time; 0 for one a processor
+	Log     *slog.Logger       // nil for none
 }
 
 // DefaultMemory is the byte budget of segment buffers (112 MiB): with the
@@ -50,6 +52,7 @@ type Vault struct {
 	pool    *pool
 	stages  *stages
 	writing atomic.Int64 // writers open
+	readers sync.Pool    // of *FrameReader
 	loc     *locators
 	nodes   *otter.Cache[snapferry.Ref, *blockmap.Node]
 	windows *otter.Cache[windowKey, []byte]
@@ -63,9 +66,12 @@ func New(c Config) (*Vault, error) {
 	if c.Memory == 0 {
 		c.Memory = DefaultMemory
 	}
+	if c.Workers == 0 {
+		c.Workers = max(2, runtime.GOMAXPROCS(0))
+	}
 	v := &Vault{
 		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log,
-		workers: max(2, runtime.GOMAXPROCS(0)), pool: newPool(c.Memory),
+		workers: c.Workers, pool: newPool(c.Memory),
 	}
 	v.stages = newStages(maxStages)
 	v.loc = newLocators(v)

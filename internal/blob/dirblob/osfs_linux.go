@@ -6,6 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// directFlag opens a file past the page cache.
+const directFlag = unix.O_DIRECT
+
 func fsync(fd int) error { return unix.Fsync(fd) }
 
 func syncAll(dir string) error {

@@ -4,6 +4,9 @@ package dirblob
 
 import "golang.org/x/sys/unix"
 
+// directFlag does nothing here.
+const directFlag = 0
+
 func fsync(fd int) error { return unix.Fsync(fd) }
 
 func syncAll(string) error { return unix.Sync() }
