@@ -27,8 +27,15 @@ func TestGeometry(t *testing.T) {
 		size           int64
 		blocks, leaves uint64
 	}{
-		{math.MinInt64, 0, 0}, {0, 0, 0}, {512, 1, 1}, {block, 1, 1}, {block + 512, 2, 1}, {leafSpan, 256, 1}, {leafSpan + 512, 257, 2},
-		{snapferry.MaxVolumeSize, 1 << 30, 1 << 22}, {math.MaxInt64, 1 << 47, 1 << 39},
+		{math.MinInt64, 0, 0},
+		{0, 0, 0},
+		{512, 1, 1},
+		{block, 1, 1},
+		{block + 512, 2, 1},
+		{leafSpan, 256, 1},
+		{leafSpan + 512, 257, 2},
+		{snapferry.MaxVolumeSize, 1 << 30, 1 << 22},
+		{math.MaxInt64, 1 << 47, 1 << 39},
 	} {
 		if got := blockmap.Blocks(c.size); got != c.blocks {
 			t.Errorf("Blocks(%d): got %d, want %d", c.size, got, c.blocks)

@@ -76,6 +76,9 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.abandonReserved(ctx); err != nil {
 		return err
 	}
+	if err := r.finishDeletes(ctx); err != nil {
+		return err
+	}
 	return r.jobs.Start(ctx, map[string]job.Handler{
 		jobImport:  r.runImport,
 		jobCopy:    r.runCopy,

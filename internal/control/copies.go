@@ -138,7 +138,7 @@ func (req CopyRequest) fingerprint() string {
 	if err != nil {
 		return ""
 	}
-	return digest.Block(p).String()
+	return HashToken(string(p))
 }
 
 // repeated returns what a request with the same token began earlier.
@@ -279,10 +279,6 @@ func chooseBase(tx *meta.Tx, vol meta.Volume, d transfer.Description) (meta.Vers
 }
 
 // endCopy gives a copy its final state; one that has one keeps it.
-func (r *Region) endCopy(ctx context.Context, id snapferry.CopyID, state snapferry.CopyState, reason error) error {
-	return r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error { return endCopy(tx, id, state, reason) })
-}
-
 func endCopy(tx *meta.Tx, id snapferry.CopyID, state snapferry.CopyState, reason error) error {
 	c, err := tx.Copy(id)
 	if err != nil || c.State.Terminal() {

@@ -302,7 +302,6 @@ type gate struct {
 	transfer.Source
 	asked chan struct{} // gets one for each request that waits
 	open  chan struct{}
-	free  int // so many requests pass at first
 }
 
 func (g *gate) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
@@ -491,7 +490,12 @@ func TestQueueOfOneLineage(t *testing.T) {
 	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &cutter{s, 190} })
 	close(open)
 	for i, c := range copies {
-		w.ready(c.ID, disks[i])
+		s := w.ready(c.ID, disks[i])
+		// All were admitted before the first was there; each has chosen its base
+		// when its turn came.
+		if i > 0 && (s.Parent != copies[i-1].ID || s.Counts.Changed > snapferry.BlockSize) {
+			t.Errorf("copy %d: got parent %q and %d bytes changed, want parent %s and one block", i, s.Parent, s.Counts.Changed, copies[i-1].ID)
+		}
 	}
 	for _, s := range snaps {
 		noPins(t, w.east, s.ID)

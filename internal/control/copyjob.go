@@ -37,8 +37,15 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		if err != nil {
-			// From here on no run pulls again, also if this one ends halfway.
-			if err2 := r.endCopy(ctx, id, snapferry.CopyFailed, err); err2 != nil {
+			// From here on no run pulls again, also if this one ends halfway. One
+			// that has lost its lease has no say in that.
+			err2 := r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
+				if err := run.Check(tx); err != nil {
+					return err
+				}
+				return endCopy(tx, id, snapferry.CopyFailed, err)
+			})
+			if err2 != nil {
 				return again(err2)
 			}
 		}

@@ -102,7 +102,11 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 	if _, err := snapferry.ParseCopyID(string(p.Copy)); err != nil {
 		return transfer.Handle{}, err
 	}
+	// The pin's id is a function of what makes it one, so that the hold in the
+	// version record is the same when the request is repeated.
+	id := "pin-" + HashToken(string(c.Region) + "\x00" + string(p.Copy))[:32]
 	var s meta.Snapshot
+	pinned := false
 	err := h.db.View(ctx, func(tx *meta.Tx) error {
 		account, err := h.account(tx, c)
 		if err != nil {
@@ -111,14 +115,20 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 		if s, err = own(tx, account, p.Snapshot); err != nil {
 			return err
 		}
+		// One that is there is the answer, whatever became of the snapshot and
+		// however often the caller was restarted.
+		have, err := tx.Pin(id)
+		if pinned = err == nil && have.Snapshot == s.ID; pinned {
+			return nil
+		}
+		if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+			return err
+		}
 		return checkReady(s)
 	})
-	if err != nil {
-		return transfer.Handle{}, err
+	if err != nil || pinned {
+		return transfer.Handle{Pin: id, Snapshot: p.Snapshot}, err
 	}
-	// The pin's id is a function of what makes it one, so that the hold in the
-	// version record is the same when the request is repeated.
-	id := "pin-" + HashToken(string(c.Region) + "\x00" + string(p.Copy))[:32]
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: time.Now()}
 	err = h.vault.Hold(ctx, hold, func(tx *meta.Tx) error {
 		_, err := tx.InsertPin(meta.Pin{
@@ -146,6 +156,12 @@ func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle)
 		p, err = h.pinned(tx, c, x)
 		return err
 	})
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		// Of an earlier try only the deletion may be missing.
+		if err := h.finishDelete(ctx, x.Snapshot); err != nil && !snapferry.IsKind(err, snapferry.NotFound) && !snapferry.IsKind(err, snapferry.Conflict) {
+			return err
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -171,7 +187,54 @@ func (h Host) finishDelete(ctx context.Context, id snapferry.SnapshotID) error {
 		return err
 	}
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id)}
-	return h.vault.Release(ctx, hold, func(tx *meta.Tx) error { return forget(tx, s.Account, id) })
+	pinned := false
+	err = h.vault.Release(ctx, hold, func(tx *meta.Tx) error {
+		pins, err := tx.PinsOf(id)
+		if err != nil {
+			return err
+		}
+		if pinned = len(pins) > 0; pinned {
+			return snapferry.Errorf(snapferry.Exists, "snapshot %s has a new pin", id)
+		}
+		return forget(tx, s.Account, id)
+	})
+	if pinned {
+		return nil // the deletion takes effect with the end of that one
+	}
+	if snapferry.IsKind(err, snapferry.Conflict) {
+		if now, err2 := h.snapshotRow(ctx, id); err2 == nil && now.Version.IsZero() {
+			return nil // somebody else has done it just now
+		}
+	}
+	return err
+}
+
+// finishDeletes makes the deletions take effect whose last pin ended when an
+// earlier process did.
+func (r *Region) finishDeletes(ctx context.Context) error {
+	var ids []snapferry.SnapshotID
+	err := r.db.View(ctx, func(tx *meta.Tx) error {
+		accounts, err := tx.Accounts()
+		if err != nil {
+			return err
+		}
+		for _, a := range accounts {
+			all, err := tx.Snapshots(a.ID, meta.SnapshotFilter{State: snapferry.SnapshotDeleting})
+			if err != nil {
+				return err
+			}
+			for _, s := range all {
+				ids = append(ids, s.ID)
+			}
+		}
+		return nil
+	})
+	for _, id := range ids {
+		if err == nil {
+			err = Host{r}.finishDelete(ctx, id)
+		}
+	}
+	return err
 }
 
 // Source gives the nodes and blocks of a pinned snapshot, or, for planning, of

@@ -248,15 +248,25 @@ func (r *Region) failSnapshot(ctx context.Context, id snapferry.SnapshotID, reas
 	if s.State.Settled() {
 		return reason // deleted meanwhile: a discard job clears up; or sealed, and only the answer was lost
 	}
-	err = r.vault.Abort(ctx, s.Version, func(tx *meta.Tx) error {
+	// The reason first: clearing up may take more than one try, and a restart.
+	err = r.db.Update(ctx, func(tx *meta.Tx) error {
 		now, err := tx.Snapshot(id)
-		if err != nil || now.State.Settled() {
+		if err != nil || now.State.Settled() || now.Reason != "" {
 			return err
 		}
-		now.State, now.Settled, now.Version = snapferry.SnapshotFailed, time.Now(), snapferry.VersionID{}
 		now.Reason, now.Hint = publicReason(reason)
 		return tx.UpdateSnapshot(now)
 	})
+	if err == nil {
+		err = r.vault.Abort(ctx, s.Version, func(tx *meta.Tx) error {
+			now, err := tx.Snapshot(id)
+			if err != nil || now.State.Settled() {
+				return err
+			}
+			now.State, now.Settled, now.Version = snapferry.SnapshotFailed, time.Now(), snapferry.VersionID{}
+			return tx.UpdateSnapshot(now)
+		})
+	}
 	if err != nil {
 		return snapferry.Errorf(snapferry.Unavailable, "clear up after %q: %w", reason, err)
 	}

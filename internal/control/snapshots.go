@@ -143,27 +143,39 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	case s.State == snapferry.SnapshotDeleting:
 		return nil
 	case !s.State.Settled():
-		return r.discard(ctx, s)
+		if err := r.discard(ctx, s); err != nil {
+			return err
+		}
+		// A job that was cancelled before it ran gives nothing back.
+		r.mu.Lock()
+		x := r.imports[id]
+		delete(r.imports, id)
+		r.mu.Unlock()
+		if x != nil {
+			x.close()
+		}
+		return nil
 	case s.Version.IsZero():
 		return r.db.Update(ctx, func(tx *meta.Tx) error { return forget(tx, account, id) })
 	case len(pins) > 0:
 		return r.db.Update(ctx, func(tx *meta.Tx) error { return markDeleting(tx, account, id) })
 	}
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id), Created: s.Created}
-	return r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
+	pinned := false
+	err = r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
 		pins, err := tx.PinsOf(id)
-		switch {
-		case err != nil:
-			return err
-		case len(pins) == 0:
-			return forget(tx, account, id)
-		}
-		// A pin has come meanwhile: the deletion takes effect with its end.
-		if err := markDeleting(tx, account, id); err != nil {
+		if err != nil {
 			return err
 		}
-		return tx.PutHold(hold)
+		if pinned = len(pins) > 0; pinned {
+			return snapferry.Errorf(snapferry.Exists, "snapshot %s was pinned meanwhile", id)
+		}
+		return forget(tx, account, id)
 	})
+	if pinned {
+		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
+	}
+	return err
 }
 
 func markDeleting(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) error {
@@ -208,15 +220,8 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot) error {
 			return err
 		}
 		if now.Copy != "" {
-			c, err := tx.Copy(now.Copy)
-			if err != nil {
-				return err
-			}
-			c.State, c.Reason, c.Finished = snapferry.CopyCancelled, "the snapshot was deleted while it was being copied", time.Now()
-			if err := tx.UpdateCopy(c); err != nil {
-				return err
-			}
-			if err := wakeNext(tx, c); err != nil {
+			reason := snapferry.Errorf(snapferry.Cancelled, "the snapshot was deleted while it was being copied")
+			if err := endCopy(tx, now.Copy, snapferry.CopyCancelled, reason); err != nil {
 				return err
 			}
 		}

@@ -78,8 +78,10 @@ type damageCase struct {
 }
 
 func flip(r *region, s meta.Segment, slot int) want {
-	w := want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "wrong checksum",
-		snapshots: r.users(ofSlot(s, slot))}
+	w := want{
+		severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "wrong checksum",
+		snapshots: r.users(ofSlot(s, slot)),
+	}
 	r.faulty.FlipByte(s.Object, r.frame(s, slot)+10)
 	return w
 }
@@ -89,8 +91,10 @@ func onObject(r *region, name, problem string) want {
 }
 
 func onSegment(r *region, s meta.Segment, problem string) want {
-	return want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: -1, version: s.Version.String(), problem: problem,
-		snapshots: r.users(ofSegments(s))}
+	return want{
+		severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: -1, version: s.Version.String(), problem: problem,
+		snapshots: r.users(ofSegments(s)),
+	}
 }
 
 func onRecord(r *region, name, problem string) (want, string) {
@@ -314,15 +318,19 @@ var metaCases = []damageCase{
 	}},
 	{"dead, but in maps", deep, func(r *region) want {
 		s, slot := slotOf(r, "base", 310)
-		w := want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "marked dead",
-			snapshots: r.users(ofSlot(s, slot))}
+		w := want{
+			severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "marked dead",
+			snapshots: r.users(ofSlot(s, slot)),
+		}
 		kill(r, s, slot)
 		return w
 	}},
 	{"dead, in a ghost and its child", deep, func(r *region) want {
 		s, slot := slotOf(r, "gone", 100)
-		w := want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "marked dead",
-			snapshots: r.users(ofSlot(s, slot))}
+		w := want{
+			severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(), problem: "marked dead",
+			snapshots: r.users(ofSlot(s, slot)),
+		}
 		kill(r, s, slot)
 		return w
 	}},
@@ -566,8 +574,10 @@ func TestOtherContent(t *testing.T) {
 	if got := r.check(false); len(got.Findings) > 0 {
 		t.Errorf("fast: got %+v, want nothing", got.Findings)
 	}
-	w := want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(),
-		problem: "not what the map says", snapshots: users}
+	w := want{
+		severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: slot, version: s.Version.String(),
+		problem: "not what the map says", snapshots: users,
+	}
 	w.compare(t, r.check(true))
 }
 

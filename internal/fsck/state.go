@@ -307,8 +307,10 @@ func (c *checker) checkSnapshots(context.Context) error {
 		default:
 			continue
 		}
-		c.add(&finding{target: onVersion(n.Version), severity: Damage, problem: "metadata: snapshot " + string(n.ID) + " is ready, but " + problem,
-			snapshots: []snapferry.SnapshotID{n.ID}})
+		c.add(&finding{
+			target: onVersion(n.Version), severity: Damage, problem: "metadata: snapshot " + string(n.ID) + " is ready, but " + problem,
+			snapshots: []snapferry.SnapshotID{n.ID},
+		})
 	}
 	return nil
 }
@@ -322,8 +324,10 @@ func (c *checker) checkPins(n meta.Snapshot) {
 	}
 	for _, p := range pins {
 		if v := c.state.versions[p.Version]; v == nil || !v.held(vault.HoldPin, p.ID) {
-			c.add(&finding{target: onVersion(p.Version), severity: Damage, problem: "metadata: pin " + p.ID + " of region " + string(p.Region) + " does not hold its version",
-				snapshots: []snapferry.SnapshotID{n.ID}})
+			c.add(&finding{
+				target: onVersion(p.Version), severity: Damage, problem: "metadata: pin " + p.ID + " of region " + string(p.Region) + " does not hold its version",
+				snapshots: []snapferry.SnapshotID{n.ID},
+			})
 		}
 	}
 }

@@ -31,7 +31,7 @@ const stallTime = 30 * time.Second
 
 // NewClient returns a client of the region at an address (host:port).
 func NewClient(region snapferry.RegionName, address string, tc *tls.Config) *Client {
-	return &Client{region: region, base: "https://" + address, stall: stallTime, http: &http.Client{Transport: &http.Transport{
+	return &Client{region: region, base: "https://" + address, stall: stallTime, http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 		DialTLSContext: dialer(tc), DisableCompression: true,
 		MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, ReadBufferSize: 64 << 10,
 		ResponseHeaderTimeout: stallTime,
@@ -75,6 +75,9 @@ type bufferedConn struct {
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// noRedirect keeps requests at the region they are for.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }

@@ -77,13 +77,17 @@ func TestCopyOverTLS(t *testing.T) {
 	ca := authority(t)
 	f := simtest.NewFactory(t)
 	link := simtest.NewLink("east")
-	east := f.NewRegion(t, simtest.Options{Name: "east", Jobs: true, Codec: snapferry.Zstd,
-		Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": link.As}})
+	east := f.NewRegion(t, simtest.Options{
+		Name: "east", Jobs: true, Codec: snapferry.Zstd,
+		Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": link.As},
+	})
 	addr, config := serve(t, ca, peer.Handler(control.Host{Region: east.Control}, slog.New(slog.DiscardHandler)))
 	client := peer.NewClient("east", addr, config(ca, "west", "east"))
 	t.Cleanup(client.Close)
-	west := f.NewRegion(t, simtest.Options{Name: "west", Jobs: true,
-		Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": client.As}})
+	west := f.NewRegion(t, simtest.Options{
+		Name: "west", Jobs: true,
+		Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": client.As},
+	})
 	a, b := east.Account("a"), west.Account("a")
 	ctx := t.Context()
 	d := simtest.NewDisk(5<<30 + 512)
@@ -144,9 +148,11 @@ type failing struct{ err error }
 func (f failing) Hello(context.Context, transfer.Caller) (transfer.Hello, error) {
 	return transfer.Hello{}, f.err
 }
+
 func (f failing) Describe(context.Context, transfer.Caller, snapferry.SnapshotID) (transfer.Description, error) {
 	return transfer.Description{}, f.err
 }
+
 func (f failing) Pin(context.Context, transfer.Caller, transfer.Pin) (transfer.Handle, error) {
 	return transfer.Handle{}, f.err
 }

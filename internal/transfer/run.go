@@ -51,6 +51,9 @@ func Run(ctx context.Context, c Config) error {
 	if c.Streams == 0 {
 		c.Streams = defaultStreams
 	}
+	if have := c.Sink.Size(); c.Info.Size != have {
+		return snapferry.Errorf(snapferry.Corrupt, "the source says that the disk has %d bytes, the copy was begun with %d", c.Info.Size, have)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	batches := make(chan []job)
 	for range c.Streams {

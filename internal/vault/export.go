@@ -23,6 +23,9 @@ const (
 	// exporters is how many leaves an export works on for each core: while one
 	// is decompressed the other is read.
 	exporters = 2
+	// maxExporters bounds the leaves, of up to 16 MiB as stored, that one export
+	// has in memory.
+	maxExporters = 8
 	// outSize is the unit in which an export writes: 1 MiB.
 	outSize   = 1 << 20
 	outBlocks = outSize / snapferry.BlockSize
@@ -42,7 +45,7 @@ func (v *Vault) Export(ctx context.Context, m blockmap.Map, t Target, done *atom
 	g, ctx := errgroup.WithContext(ctx)
 	out := newWriteBehind(ctx, g, t, exporters*v.workers, done)
 	workers, wctx := errgroup.WithContext(ctx)
-	for range exporters * v.workers {
+	for range min(exporters*v.workers, maxExporters) {
 		workers.Go(func() error {
 			x, err := v.newExporter(out)
 			if err != nil {

@@ -48,6 +48,9 @@ func (l *LeafWriter) Close() {
 // Begin starts the leaf of a ticket. All its blocks are absent at first. It
 // waits while too many leaves are being filled in the region.
 func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
+	if t.Leaf >= blockmap.Leaves(l.w.row.Size) {
+		return snapferry.Errorf(snapferry.Invalid, "leaf %d lies beyond the size of %d bytes", t.Leaf, l.w.row.Size)
+	}
 	if l.data == nil {
 		l.data = l.w.v.stages.try()
 	}

@@ -65,6 +65,10 @@ func Reattach(tx *meta.Tx, id, parent snapferry.VersionID) error {
 			return err
 		}
 	}
+	// A checkpoint without segments has the refs of the old parent.
+	if err := tx.DeleteCheckpoint(id); err != nil {
+		return err
+	}
 	row.Parent = parent
 	return tx.UpdateVersion(row, row.Edge)
 }

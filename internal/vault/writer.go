@@ -136,6 +136,10 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 func (v *Vault) dropUnplaced(ctx context.Context, id snapferry.VersionID, fence Fence) error {
 	var all []meta.Segment
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		// What is listed while the fence holds is not of a later run.
+		if err := fence(tx); err != nil {
+			return err
+		}
 		all, err = tx.SegmentsOf(id)
 		return err
 	})

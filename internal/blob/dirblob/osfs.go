@@ -34,9 +34,11 @@ func (s *osFS) at(path string) string { return s.dir + "/" + path }
 func (s *osFS) Mkdir(path string) error {
 	return pathErr("mkdir", s.at(path), unix.Mkdir(s.at(path), 0o700))
 }
+
 func (s *osFS) Remove(path string) error {
 	return pathErr("unlink", s.at(path), unix.Unlink(s.at(path)))
 }
+
 func (s *osFS) RemoveDir(path string) error {
 	return pathErr("rmdir", s.at(path), unix.Rmdir(s.at(path)))
 }
