@@ -7,6 +7,8 @@
 FUZZTIME  ?= 50000x
 BENCHTIME ?= 1s
 BENCH     ?= .
+IMAGES    ?=
+RUNS      ?= 3
 TIMEOUT   ?= 15m
 
 tool = go tool -modfile=tools/go.mod
@@ -45,8 +47,12 @@ tidy-check:
 race:
 	go test -race -shuffle=on -timeout $(TIMEOUT) ./...
 
-bench:
+# The Go benchmarks, and with IMAGES=DIR (made by bench/images.sh DIR) whole
+# commands against the peers that are in PATH, interleaved.
+bench: build
+	$(if $(IMAGES),SNAPFERRY_BENCH_IMAGE=$(abspath $(IMAGES))/v1.raw) \
 	go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m ./...
+	$(if $(IMAGES),bench/compare.py $(IMAGES) --runs $(RUNS),@echo "against peers: bench/images.sh DIR; make bench IMAGES=DIR")
 
 # Every fuzz target of the module, one after the other, each for FUZZTIME.
 fuzz:

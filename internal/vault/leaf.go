@@ -52,7 +52,7 @@ func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 		return snapferry.Errorf(snapferry.Invalid, "leaf %d lies beyond the size of %d bytes", t.Leaf, l.w.row.Size)
 	}
 	if l.data == nil {
-		l.data = l.w.v.stages.try()
+		l.data = l.w.stages.try()
 	}
 	if l.data == nil {
 		// Those who have a stage may be waiting for budget: what waits for a
@@ -60,7 +60,7 @@ func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 		if err := l.w.pack.yield(ctx); err != nil {
 			return err
 		}
-		if l.data, err = l.w.v.stages.get(ctx); err != nil {
+		if l.data, err = l.w.stages.get(ctx); err != nil {
 			return err
 		}
 	}
@@ -74,7 +74,7 @@ func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 // giveBack returns the stage to the vault.
 func (l *LeafWriter) giveBack() {
 	if l.data != nil {
-		l.w.v.stages.put(l.data)
+		l.w.stages.put(l.data)
 		l.data = nil
 	}
 }

@@ -36,7 +36,7 @@ const (
 	nodeCacheBytes   = 16 << 20
 	windowCacheBytes = 8 << 20
 	// maxStages is how many leaves (at most 16 MiB each, a third of that for
-	// ordinary content) are filled at a time in the whole region.
+	// ordinary content) copies fill at a time in the whole region.
 	maxStages = 8
 )
 
@@ -51,11 +51,13 @@ type Vault struct {
 	workers int
 	pool    *pool
 	stages  *stages
-	writing atomic.Int64 // writers open
-	readers sync.Pool    // of *FrameReader
-	loc     *locators
-	nodes   *otter.Cache[snapferry.Ref, *blockmap.Node]
-	windows *otter.Cache[windowKey, []byte]
+	// importStages are apart: a copy holds its own while it waits for a link.
+	importStages *stages
+	writing      atomic.Int64 // writers open
+	readers      sync.Pool    // of *FrameReader
+	loc          *locators
+	nodes        *otter.Cache[snapferry.Ref, *blockmap.Node]
+	windows      *otter.Cache[windowKey, []byte]
 }
 
 // New returns a vault over a bucket and its metadata.
@@ -73,7 +75,7 @@ func New(c Config) (*Vault, error) {
 		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log,
 		workers: c.Workers, pool: newPool(c.Memory),
 	}
-	v.stages = newStages(maxStages)
+	v.stages, v.importStages = newStages(maxStages), newStages(2*c.Workers)
 	v.loc = newLocators(v)
 	var err error
 	v.nodes, err = otter.New(&otter.Options[snapferry.Ref, *blockmap.Node]{

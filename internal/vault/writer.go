@@ -26,6 +26,7 @@ type Writer struct {
 	row     meta.Version
 	base    blockmap.Map // the parent's map, or an earlier run's partial one
 	pack    *packer
+	stages  *stages
 	again   bool // an earlier run wrote segments
 	prior   snapferry.Counts
 	counts  func() snapferry.Counts
@@ -125,6 +126,10 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	}
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.KindOf(err), "version %s: %w", id, err)
+	}
+	w.stages = v.importStages
+	if c.Checkpoints {
+		w.stages = v.stages
 	}
 	v.writing.Add(1)
 	w.builder = blockmap.NewBuilder(w.base, row.Size, w.pack)
@@ -326,5 +331,6 @@ func (w *Writer) Close() {
 	if w.v.writing.Add(-1) == 0 {
 		w.v.pool.trim()
 		w.v.stages.trim()
+		w.v.importStages.trim()
 	}
 }
