@@ -46,6 +46,9 @@ func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {
 	case p.MoveBlocks == 0:
 		return "nothing moves, because the region has all of the content in " + string(base)
 	}
+	if base == "" {
+		base = "a version whose snapshot was deleted"
+	}
 	return "incremental on " + string(base) + ", which has the rest of the content"
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
+	"time"
 )
 
 // writeAtOnce is how much of a stream is gathered before it is handed to the
@@ -75,16 +76,24 @@ func (g *gatherConn) writeOut() error {
 	if len(g.buf) == 0 {
 		return nil
 	}
-	_, err := g.Conn.Write(g.buf)
+	_, err := g.send(g.buf)
 	g.buf = g.buf[:0]
 	return err
+}
+
+// send writes to the system. Who reads nothing for long is given up.
+func (g *gatherConn) send(p []byte) (int, error) {
+	if err := g.Conn.SetWriteDeadline(time.Now().Add(2 * stallTime)); err != nil {
+		return 0, err
+	}
+	return g.Conn.Write(p)
 }
 
 func (g *gatherConn) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.gathering {
-		return g.Conn.Write(p)
+		return g.send(p)
 	}
 	if g.buf == nil {
 		g.buf = make([]byte, 0, writeAtOnce+32<<10)

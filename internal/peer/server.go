@@ -1,12 +1,14 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -47,10 +49,8 @@ func (s *server) handle(fn func(context.Context, transfer.Caller, []byte) (reply
 		var rep reply
 		if err == nil {
 			var body []byte
-			if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest)); err == nil {
+			if body, err = readBody(w, r); err == nil {
 				rep, err = fn(r.Context(), caller, body)
-			} else {
-				err = snapferry.Errorf(snapferry.Invalid, "read the request: %w", err)
 			}
 		}
 		switch {
@@ -62,6 +62,23 @@ func (s *server) handle(fn func(context.Context, transfer.Caller, []byte) (reply
 			writeJSON(w, http.StatusOK, rep.value)
 		}
 	})
+}
+
+// readBody reads a request, which is short and must come soon; the answer may
+// be long and take its time.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
+		return nil, snapferry.Errorf(snapferry.Unavailable, "read the request: %w", err)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
+	if err == nil {
+		err = rc.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Invalid, "read the request: %w", err)
+	}
+	return body, nil
 }
 
 func (s *server) caller(r *http.Request) (transfer.Caller, error) {
@@ -130,7 +147,9 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 }
 
 func decode(body []byte, v any) error {
-	if err := json.Unmarshal(body, v); err != nil {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
 		return snapferry.Errorf(snapferry.Invalid, "request body: %w", err)
 	}
 	return nil
