@@ -94,8 +94,6 @@ type Ticket struct{ Leaf, Seq uint64 }
 // A Filler fills one leaf after the other.
 type Filler interface {
 	Begin(ctx context.Context, t Ticket) error
-	// Base is the leaf of the sink's base at this place, or nil.
-	Base() *blockmap.Node
 	// Keep sets a block to what the base has there.
 	Keep(i int, d digest.Digest) error
 	// PutFrame sets a block to a frame's content, which must have digest d.

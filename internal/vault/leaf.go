@@ -79,10 +79,6 @@ func (l *LeafWriter) giveBack() {
 	}
 }
 
-// Base returns the leaf the version has at this place so far: the parent's, or
-// what an earlier run left. It is nil when absent and must not be changed.
-func (l *LeafWriter) Base() *blockmap.Node { return l.base }
-
 var zeros [snapferry.BlockSize]byte
 
 // Put sets block i of the leaf to plain bytes: 65,536, or fewer at the end of

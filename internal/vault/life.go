@@ -194,11 +194,6 @@ func (v *Vault) Release(ctx context.Context, h meta.Hold, also func(*meta.Tx) er
 	return v.rehold(ctx, h.Version, change{drop: []meta.Hold{h}}, also)
 }
 
-// Refresh writes the version's record again: what its holds say has changed.
-func (v *Vault) Refresh(ctx context.Context, id snapferry.VersionID) error {
-	return v.rehold(ctx, id, change{}, nil)
-}
-
 // change is what a new revision of a record says of holds.
 type change struct{ add, drop []meta.Hold }
 

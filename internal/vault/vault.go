@@ -95,9 +95,6 @@ func New(c Config) (*Vault, error) {
 	return v, nil
 }
 
-// SetCodec says how new blocks are compressed.
-func (v *Vault) SetCodec(c snapferry.Codec) { v.codec = c }
-
 // MapOf returns the map of a sealed version.
 func (v *Vault) MapOf(ctx context.Context, id snapferry.VersionID) (blockmap.Map, error) {
 	var row meta.Version
