@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,7 +30,14 @@ type relay struct {
 	passed   atomic.Int64 // bytes that came back from the region
 	mu       sync.Mutex
 	due      time.Time // when the next byte may pass
+	marks    []mark
 	wg       sync.WaitGroup
+}
+
+// A mark is closed when so many bytes have passed.
+type mark struct {
+	at      int64
+	reached chan struct{}
 }
 
 func newRelay(t *testing.T, to string) *relay {
@@ -77,11 +85,34 @@ func (r *relay) pass(to io.Writer, from io.Reader) {
 		wait := time.NewTimer(time.Until(r.due))
 		r.mu.Unlock()
 		<-wait.C
-		r.passed.Add(int64(n))
+		r.count(int64(n))
 		if _, werr := to.Write(p[:n]); err != nil || werr != nil {
 			return
 		}
 	}
+}
+
+// count notes that n bytes passed.
+func (r *relay) count(n int64) {
+	now := r.passed.Add(n)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.marks = slices.DeleteFunc(r.marks, func(m mark) bool {
+		if m.at > now {
+			return false
+		}
+		close(m.reached)
+		return true
+	})
+}
+
+// after returns a channel that is closed when n more bytes have passed.
+func (r *relay) after(n int64) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := mark{r.passed.Load() + n, make(chan struct{})}
+	r.marks = append(r.marks, m)
+	return m.reached
 }
 
 // killed is two regions with a slow connection from west to east.
@@ -183,12 +214,12 @@ func TestCopySurvivesKills(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	victims := []snapferry.RegionName{demoWest, demoEast}
-	kills := make(chan snapferry.RegionName, len(victims))
-	shown := int64(-1)
-	watching := make(chan snapferry.Snapshot)
+	// The first kill comes when a quarter is known to be durable. The next one
+	// goes by bytes: what is left may become durable all at once.
+	due := make(chan struct{})
+	shown, quarter := int64(-1), false
+	watching := make(chan snapferry.Snapshot, 1)
 	go func() {
-		defer close(watching)
 		done, err := west.Wait(ctx, c.ID, func(now snapferry.Snapshot) {
 			if now.Progress == nil {
 				return
@@ -197,25 +228,29 @@ func TestCopySurvivesKills(t *testing.T) {
 				t.Errorf("progress went back from %d to %d", shown, now.Progress.Done)
 			}
 			shown = now.Progress.Done
-			if len(victims) > 0 && shown > killSize*int64(3-len(victims))/4 {
-				kills <- victims[0]
-				victims = victims[1:]
+			if !quarter && shown > killSize/4 {
+				quarter = true
+				close(due)
 			}
 		})
 		if err != nil {
 			t.Errorf("wait: %v", err)
 		}
-		close(kills)
 		watching <- done
 	}()
-	n := 0
-	for r := range kills {
+	var next <-chan struct{} = due
+	for _, r := range []snapferry.RegionName{demoWest, demoEast} {
+		select {
+		case <-next:
+		case done := <-watching:
+			t.Fatalf("the copy was %s (%s) before %s was killed", done.State, done.Reason, r)
+		}
 		k.kill(r)
-		n++
+		next = k.relay.after(killSize / 8)
 	}
 	done := <-watching
-	if done.State != snapferry.SnapshotReady || done.Digest != s.Digest || n != 2 {
-		t.Fatalf("after %d kills the copy is %s (%s) with digest %s, want %s", n, done.State, done.Reason, done.Digest, s.Digest)
+	if done.State != snapferry.SnapshotReady || done.Digest != s.Digest {
+		t.Fatalf("the copy is %s (%s) with digest %s, want %s", done.State, done.Reason, done.Digest, s.Digest)
 	}
 	repeated := k.relay.passed.Load() - killSize
 	t.Logf("%d MiB passed twice; the region says %d", repeated>>20, done.Counts.Repeated>>20)

@@ -71,6 +71,9 @@ func (a *app) export(ctx context.Context, id snapferry.SnapshotID, path string, 
 	bar := a.newBar("export " + string(id))
 	err = c.Export(ctx, id, f, func(p snapferry.Progress) { bar.set(p.Done, p.Total) })
 	bar.end(err == nil)
+	if err != nil {
+		err = snapferry.Errorf(snapferry.KindOf(err), "%s: %w", path, err)
+	}
 	if cerr := f.Close(); err == nil && cerr != nil {
 		err = fileError("close", path, cerr)
 	}

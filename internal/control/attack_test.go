@@ -194,3 +194,20 @@ func TestReleaseCutShort(t *testing.T) {
 		return err
 	})
 }
+
+// TestDeleteAtOnce: several delete one snapshot; each is told that it is gone,
+// and no record of a loser stays.
+func TestDeleteAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s := w.imported(firstDisk())
+	errs := make(chan error)
+	for range 6 {
+		go func() { errs <- w.east.Control.Delete(t.Context(), w.atEast, s.ID) }()
+	}
+	for range 6 {
+		if err := <-errs; err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+			t.Errorf("got %v, want nil or not found", err)
+		}
+	}
+	w.check()
+}

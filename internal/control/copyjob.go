@@ -227,6 +227,7 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		if ctx.Err() != nil || snapferry.IsKind(err, snapferry.Unavailable) {
 			// What has arrived is kept for the next run, if it can be.
 			_ = w.Checkpoint(context.WithoutCancel(ctx))
+			p.report()
 		}
 		return err
 	}
@@ -238,6 +239,7 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		Hold: meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID), Created: time.Now()},
 		Commit: func(tx *meta.Tx, done vault.Sealed) error {
 			counts := p.counts()
+			counts.Repeated = max(counts.Repeated, p.received()-counts.Changed)
 			if err := r.settleReady(tx, s.ID, done, counts); err != nil {
 				return err
 			}
@@ -306,6 +308,7 @@ type puller struct {
 	mu      sync.Mutex
 	w       *vault.Writer    // guarded by mu, like all that follows
 	prior   snapferry.Counts // of earlier runs, as far as it was durable
+	before  int64            // plain bytes that arrived in earlier runs
 	pending map[uint64]int64 // blocks of leaves that ended and are not durable yet
 	settled int64            // blocks durable
 	shown   int64            // plain bytes, the most ever shown
@@ -327,8 +330,8 @@ func (p *puller) begin(w *vault.Writer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.w, p.prior = w, w.Prior()
-	lost := p.seen.Received - p.prior.Changed - p.prior.Repeated
-	p.prior.Repeated += max(lost, 0)
+	p.before = max(p.seen.Received, p.prior.Changed+p.prior.Repeated)
+	p.prior.Repeated = p.before - p.prior.Changed
 	p.prior.Moved = max(p.prior.Moved, p.seen.Moved)
 	p.shown = max(p.shown, p.clip(p.prior.Changed+p.prior.Reused))
 }
@@ -365,8 +368,14 @@ func (p *puller) durable(set extent.Set) {
 
 // report gives the heartbeat what it is to remember.
 func (p *puller) report() {
-	c := p.counts()
-	p.run.Progress(copyProgress{Done: p.done(), Moved: c.Moved, Received: c.Changed + c.Repeated})
+	p.run.Progress(copyProgress{Done: p.done(), Moved: p.counts().Moved, Received: p.received()})
+}
+
+// received is all plain bytes that ever arrived, as far as that is known.
+func (p *puller) received() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.before + p.stats.Blocks.Load()*snapferry.BlockSize
 }
 
 // done is what has been settled durably; it never goes back.

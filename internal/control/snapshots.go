@@ -29,7 +29,7 @@ func own(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) (met
 }
 
 func notFound(id snapferry.SnapshotID) error {
-	return snapferry.Errorf(snapferry.NotFound, "there is no snapshot %s", id).WithHint("list what there is with: snapferry snapshot list")
+	return snapferry.Errorf(snapferry.NotFound, "there is no snapshot %s", id).WithHint("list what there is with: snapferry snapshot list --region REGION")
 }
 
 // Snapshot returns a snapshot, with its progress while it is being made.
@@ -175,6 +175,11 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	if pinned {
 		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
 	}
+	if snapferry.IsKind(err, snapferry.Conflict) {
+		if now, err2 := r.snapshotRow(ctx, id); err2 == nil && now.Version.IsZero() {
+			return nil // somebody else has deleted it just now
+		}
+	}
 	return err
 }
 
@@ -292,7 +297,11 @@ func (r *Region) readyMap(ctx context.Context, account snapferry.AccountID, id s
 	if err != nil {
 		return blockmap.Map{}, err
 	}
-	return r.vault.MapOf(ctx, s.Version)
+	m, err := r.vault.MapOf(ctx, s.Version)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		err = snapferry.Errorf(snapferry.Corrupt, "snapshot %s is ready, but the metadata lacks its version: %w", id, err).WithHint("see what else is wrong with: snapferry fsck --deep")
+	}
+	return m, err
 }
 
 // ready returns a snapshot that can be read; Conflict when it cannot yet.

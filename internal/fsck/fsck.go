@@ -80,8 +80,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Workers <= 0 {
 		cfg.Workers = max(4, runtime.GOMAXPROCS(0))
 	}
-	c := &checker{Config: cfg, seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}}
+	c := &checker{Config: cfg, state: new(state), seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}}
 	for _, step := range []func(context.Context) error{
+		c.checkMetadata,
 		c.list, // before the metadata: what is in the list was registered then
 		c.load,
 		c.checkVersions,
@@ -95,6 +96,10 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		c.confirm,
 	} {
 		if err := step(ctx); err != nil {
+			if c.doubtful && isFinding(err) {
+				c.damage(target{slot: -1}, "the check cannot go on: %v", err)
+				break
+			}
 			if ctx.Err() != nil {
 				return nil, snapferry.Errorf(snapferry.Cancelled, "check region %s: %w", cfg.Region, err)
 			}
@@ -109,9 +114,11 @@ type checker struct {
 	Config
 	bucket listing
 	state  *state
-	bytes  atomic.Int64 // read from the bucket
-	frames atomic.Int64
-	looked atomic.Int64 // objects
+	// doubtful says that the metadata is damaged: what does not fit may be it.
+	doubtful bool
+	bytes    atomic.Int64 // read from the bucket
+	frames   atomic.Int64
+	looked   atomic.Int64 // objects
 
 	mu       sync.Mutex
 	findings []*finding
@@ -120,6 +127,20 @@ type checker struct {
 	broken   map[snapferry.ChainID]bool // chains of which not all maps could be walked
 	done     int64
 	total    int64
+}
+
+// checkMetadata has the database prove itself, in deep mode: what the rest of
+// the check reads of it would else be believed.
+func (c *checker) checkMetadata(ctx context.Context) error {
+	if !c.Deep {
+		return nil
+	}
+	err := c.DB.Check(ctx)
+	if c.doubtful = snapferry.IsKind(err, snapferry.Corrupt); c.doubtful {
+		c.damage(target{slot: -1}, "the metadata: %v", err)
+		return nil
+	}
+	return err
 }
 
 // step counts n bytes of objects as settled.

@@ -249,7 +249,7 @@ var recordCases = []damageCase{
 		id := snapferry.NewVersionID()
 		name := record.Name(id, 1)
 		r.replace(name, r.sign("lone", r.key, func(rec *record.Record) { rec.Version, rec.Revision = id, 1 }))
-		return want{severity: fsck.Damage, object: name, slot: -1, version: id.String(), problem: "recover --merge"}
+		return want{severity: fsck.Damage, object: name, slot: -1, version: id.String(), problem: "nothing may be reclaimed"}
 	}},
 	{"revision that did not commit", both, func(r *region) want {
 		row := r.version("lone")

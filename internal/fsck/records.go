@@ -24,7 +24,7 @@ func (c *checker) checkRecords(ctx context.Context) error {
 	}
 	for _, id := range unknown {
 		c.damage(onVersion(id).named(record.Name(id, c.bucket.records[id])),
-			"the metadata does not know this version; it stops the reclaim of space until: snapferry recover --merge")
+			"the metadata does not know this version; nothing may be reclaimed before a coming version has merged it")
 	}
 	var complete []*version
 	for _, v := range c.state.order {

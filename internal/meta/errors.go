@@ -14,6 +14,8 @@ import (
 	"github.com/snapferry/snapferry"
 )
 
+const rebuildHint = "keep the bucket: it has what a coming version needs to rebuild the metadata; until then put the newest copy of meta.db back"
+
 // fail gives an error of the database its Kind and says what was being done.
 func fail(err error, format string, args ...any) error {
 	if err == nil {
@@ -22,7 +24,10 @@ func fail(err error, format string, args ...any) error {
 	doing := fmt.Sprintf(format, args...)
 	e := snapferry.Errorf(kindOf(err), "%s: %w", doing, err)
 	if e.Kind == snapferry.Corrupt && snapferry.HintOf(err) == "" {
-		e.Hint = "rebuild the metadata from the bucket with: snapferry recover"
+		e.Hint = rebuildHint
+	}
+	if e.Kind == snapferry.Full {
+		e.Hint = "make room on the file system that has the region's metadata"
 	}
 	return e
 }

@@ -200,7 +200,7 @@ func integrity(ctx context.Context, d *sql.DB, pragma string) error {
 	}
 	if verdict != "ok" {
 		return snapferry.Errorf(snapferry.Corrupt, "the file is damaged: %s", verdict).
-			WithHint("rebuild the metadata from the bucket with: snapferry recover")
+			WithHint(rebuildHint)
 	}
 	return nil
 }

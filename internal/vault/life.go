@@ -216,6 +216,10 @@ func (c change) apply(holds []meta.Hold) []meta.Hold {
 const reholdTries = 20
 
 func (v *Vault) rehold(ctx context.Context, id snapferry.VersionID, c change, also func(*meta.Tx) error) error {
+	// One after the other: the record of one that then fails to commit is void.
+	lock := &v.reholds[int(id[0])%len(v.reholds)]
+	lock.Lock()
+	defer lock.Unlock()
 	var err error
 	for range reholdTries {
 		if err = v.reholdOnce(ctx, id, c, also); !snapferry.IsKind(err, snapferry.Conflict) {

@@ -53,8 +53,9 @@ type Vault struct {
 	stages  *stages
 	// importStages are apart: a copy holds its own while it waits for a link.
 	importStages *stages
-	writing      atomic.Int64 // writers open
-	readers      sync.Pool    // of *FrameReader
+	writing      atomic.Int64   // writers open
+	readers      sync.Pool      // of *FrameReader
+	reholds      [64]sync.Mutex // by version: changes of its holds
 	loc          *locators
 	nodes        *otter.Cache[snapferry.Ref, *blockmap.Node]
 	windows      *otter.Cache[windowKey, []byte]

@@ -293,6 +293,7 @@ func (w *Writer) checkpoint(ctx context.Context, root, finished []byte, counts s
 	if err := w.pack.wait(); err != nil {
 		return err
 	}
+	counts.Stored = w.counts().Stored // with what was being put
 	taken := w.pack.take()
 	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := w.pack.fence(tx); err != nil {

@@ -106,6 +106,9 @@ func incomplete(id snapferry.SnapshotID, err error) error {
 	if snapferry.HintOf(err) != "" {
 		return e
 	}
+	if e.Kind == snapferry.Corrupt {
+		return e.WithHint("the target is incomplete; see what is damaged with: snapferry fsck --deep, and copy the snapshot back from a region that has it")
+	}
 	return e.WithHint("the target is incomplete: export again, or discard it")
 }
 
