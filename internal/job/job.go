@@ -28,6 +28,13 @@ import (
 // Job is a job's row.
 type Job = meta.Job
 
+// The lanes of jobs. Each has workers of its own.
+const (
+	Work   = iota // what users asked for and wait for
+	Upkeep        // what the region does for itself: deletion, compaction, ...
+	lanes
+)
+
 // Enqueue adds a job in the caller's transaction; it runs after the commit. ID
 // and Created are filled when they are zero, State is always queued.
 func Enqueue(tx *meta.Tx, j Job) error {
@@ -39,6 +46,9 @@ func Enqueue(tx *meta.Tx, j Job) error {
 	}
 	if j.Created.IsZero() {
 		j.Created = time.Now()
+	}
+	if j.Lane < 0 || j.Lane >= lanes {
+		return snapferry.Errorf(snapferry.Invalid, "add a job: there is no lane %d", j.Lane)
 	}
 	j.State, j.Owner, j.Token, j.Beat, j.Attempts, j.Cancel = snapferry.JobQueued, "", 0, 0, 0, false
 	return tx.InsertJob(j)
@@ -66,7 +76,8 @@ type Config struct {
 	Owner   string        // "node/process", unique for each start of a process
 	Lease   time.Duration // after which a silent owner loses a job; 15 s when 0
 	Poll    time.Duration // how often to look without being woken; a third of the lease, at most 5 s, when 0
-	Workers int           // jobs at a time; 4 when 0
+	Workers int           // jobs of users at a time; 4 when 0
+	Upkeep  int           // jobs of upkeep at a time; 2 when 0
 	Log     *slog.Logger  // nil: none
 }
 
@@ -89,6 +100,9 @@ func New(db *meta.DB, cfg Config) *Queue {
 	}
 	if cfg.Workers <= 0 {
 		cfg.Workers = 4
+	}
+	if cfg.Upkeep <= 0 {
+		cfg.Upkeep = 2
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

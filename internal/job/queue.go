@@ -145,37 +145,42 @@ func (q *Queue) owned(id snapferry.JobID, token uint64) *Run {
 
 // claim makes as many jobs ours as there are free workers.
 func (q *Queue) claim(ctx context.Context) []Job {
+	free := [lanes]int{Work: q.cfg.Workers, Upkeep: q.cfg.Upkeep}
 	q.mu.Lock()
-	free := q.cfg.Workers - len(q.runs)
+	for _, r := range q.runs {
+		free[r.Job.Lane]--
+	}
 	q.mu.Unlock()
-	if free <= 0 {
-		return nil
-	}
 	now := time.Now()
-	err := q.db.View(ctx, func(tx *meta.Tx) error { _, err := tx.RunnableJob(now); return err })
-	if snapferry.IsKind(err, snapferry.NotFound) {
+	waiting := false
+	err := q.db.View(ctx, func(tx *meta.Tx) error {
+		for lane, n := range free {
+			if n <= 0 {
+				continue
+			}
+			_, err := tx.RunnableJob(now, lane)
+			if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+			waiting = waiting || err == nil
+		}
 		return nil
-	}
+	})
 	if err != nil {
 		q.log(ctx, "look for a job", err)
+	}
+	if err != nil || !waiting {
 		return nil
 	}
 	var claimed []Job
 	err = q.db.Update(ctx, func(tx *meta.Tx) error {
 		claimed = claimed[:0]
-		for len(claimed) < free {
-			id, err := tx.RunnableJob(now)
-			if snapferry.IsKind(err, snapferry.NotFound) {
-				return nil
-			}
+		for lane, n := range free {
+			jobs, err := q.claimIn(tx, lane, n, now)
 			if err != nil {
 				return err
 			}
-			j, err := tx.ClaimJob(id, q.cfg.Owner)
-			if err != nil {
-				return err
-			}
-			claimed = append(claimed, j)
+			claimed = append(claimed, jobs...)
 		}
 		return nil
 	})
@@ -184,6 +189,25 @@ func (q *Queue) claim(ctx context.Context) []Job {
 		return nil
 	}
 	return claimed
+}
+
+// claimIn makes at most n jobs of a lane ours.
+func (q *Queue) claimIn(tx *meta.Tx, lane, n int, now time.Time) (claimed []Job, err error) {
+	for len(claimed) < n {
+		id, err := tx.RunnableJob(now, lane)
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		j, err := tx.ClaimJob(id, q.cfg.Owner)
+		if err != nil {
+			return nil, err
+		}
+		claimed = append(claimed, j)
+	}
+	return claimed, nil
 }
 
 // pause is how long to wait without being woken.

@@ -8,14 +8,14 @@ import (
 
 func scanJob(r scanner, j *Job) error {
 	return r.Scan(&j.ID, &j.Kind, &j.Account, &j.Subject, &j.State, &j.Payload, &j.Progress, &j.Owner, &j.Beat, &j.Token, &j.Attempts,
-		timeColumn{&j.RunAfter}, &j.Cancel, &j.Error, timeColumn{&j.Created}, timeColumn{&j.Finished})
+		timeColumn{&j.RunAfter}, &j.Cancel, &j.Error, timeColumn{&j.Created}, timeColumn{&j.Finished}, &j.Lane)
 }
 
 // InsertJob adds a job.
 func (tx *Tx) InsertJob(j Job) error {
 	return tx.run(jobInsert, []any{
 		string(j.ID), j.Kind, string(j.Account), j.Subject, string(j.State), j.Payload, j.Progress, j.Owner, j.Beat, j.Token, j.Attempts,
-		millis(j.RunAfter), truth(j.Cancel), j.Error, millis(j.Created), millis(j.Finished),
+		millis(j.RunAfter), truth(j.Cancel), j.Error, millis(j.Created), millis(j.Finished), j.Lane,
 	}, "add job %s", j.ID)
 }
 
@@ -34,9 +34,9 @@ func (tx *Tx) RunningJobs() ([]Job, error) {
 	return list(tx, jobsRunning, scanJob, "jobs")
 }
 
-// RunnableJob returns the oldest queued job whose time has come.
-func (tx *Tx) RunnableJob(now time.Time) (id snapferry.JobID, err error) {
-	return get(tx, jobRunnable, func(r scanner, id *snapferry.JobID) error { return r.Scan(id) }, "job", "to run", millis(now))
+// RunnableJob returns the oldest queued job of a lane whose time has come.
+func (tx *Tx) RunnableJob(now time.Time, lane int) (id snapferry.JobID, err error) {
+	return get(tx, jobRunnable, func(r scanner, id *snapferry.JobID) error { return r.Scan(id) }, "job", "to run", millis(now), lane)
 }
 
 // NextRun returns when the first of the queued jobs that wait may run; the

@@ -65,6 +65,10 @@ type Version struct {
 	Sequence  int64         // position in the volume, ascending
 	Created   time.Time
 	Sealed    time.Time
+	Reserved  uint64 // highest revision anybody was allowed to write
+	Due       bool   // a ghost to be looked at again
+	Looked    int    // its children when its difference was last computed
+	Stale     bool   // its record in the bucket is to be written again
 }
 
 // Hold is one reason why a version lives.
@@ -98,16 +102,43 @@ type Segment struct {
 	Slots      int
 	Dead       int    // number of dead slots
 	DeadSlots  []byte // bitmap of them; nil: none
+	DeadBytes  int64  // stored bytes of the dead slots that are still in the object
 	Job        snapferry.JobID
 	Token      uint64 // fencing token of that job
 }
 
-// Object is an object of the bucket.
+// ObjectState is where an object is in its life.
+type ObjectState string
+
+// The states of an object.
+const (
+	ObjectWriting   ObjectState = "writing"   // registered by a compaction; may not be there
+	ObjectLive      ObjectState = "live"      // segments lie there
+	ObjectCondemned ObjectState = "condemned" // no segment lies there any more
+)
+
+// Object is an object of the bucket that holds segments.
 type Object struct {
 	Name    string
 	Size    int64  // bytes
 	CRC     uint32 // CRC-32C of all of it
 	Created time.Time
+	Chain   snapferry.ChainID
+	State   ObjectState // empty stands for ObjectLive
+	Dead    int64       // stored bytes in it that nobody needs
+	Since   time.Time   // when it was condemned
+	Job     snapferry.JobID
+	Token   uint64 // of the job that writes it
+}
+
+// Grave is a version that is gone while its records may still be in the
+// bucket.
+type Grave struct {
+	Version  snapferry.VersionID
+	Chain    snapferry.ChainID
+	Revision uint64              // up to this one its records are garbage
+	Child    snapferry.VersionID // whose record may still name it; zero: none
+	Kept     bool                // its records were removed, but one may still come
 }
 
 // Checkpoint is how far an open version has come.
@@ -169,6 +200,7 @@ type Job struct {
 	Error    string // why it failed, or why the last attempt did
 	Created  time.Time
 	Finished time.Time
+	Lane     int // whose workers run it; see package job
 }
 
 // Request is the remembered answer to a request with a client token.

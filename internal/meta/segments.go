@@ -11,7 +11,7 @@ const page = 512
 
 func scanSegment(r scanner, s *Segment) error {
 	return r.Scan(hexColumn{s.ID[:]}, hexColumn{s.Chain[:]}, hexColumn{s.Version[:]}, &s.Kind, &s.State, &s.Object,
-		&s.Offset, &s.Length, &s.Generation, &s.Slots, &s.Dead, &s.DeadSlots, &s.Job, &s.Token)
+		&s.Offset, &s.Length, &s.Generation, &s.Slots, &s.Dead, &s.DeadSlots, &s.Job, &s.Token, &s.DeadBytes)
 }
 
 // InsertSegments registers segments, before their object is written but with
@@ -26,7 +26,7 @@ func (tx *Tx) InsertSegments(segments []Segment) error {
 		}
 		err := tx.run(segmentInsert, []any{
 			hexOrNull(s.ID), hexOrNull(s.Chain), hexOrNull(s.Version), int64(s.Kind), string(state), s.Object,
-			s.Offset, s.Length, s.Generation, s.Slots, s.Dead, blobOrNull(s.DeadSlots), string(s.Job), s.Token,
+			s.Offset, s.Length, s.Generation, s.Slots, s.Dead, blobOrNull(s.DeadSlots), string(s.Job), s.Token, s.DeadBytes,
 		}, "add segment %s", s.ID)
 		if err != nil {
 			return err
@@ -49,8 +49,7 @@ func (tx *Tx) SegmentsOf(version snapferry.VersionID) ([]Segment, error) {
 // the object and makes the segments live with their Offset, Length, Generation
 // and Slots. It is a Conflict when one of them is not registered as writing.
 func (tx *Tx) PlaceSegments(o Object, segments []Segment) error {
-	err := tx.run(objectInsert, []any{o.Name, o.Size, int64(o.CRC), millis(o.Created)}, "add object %s", o.Name)
-	if err != nil {
+	if err := tx.InsertObject(o); err != nil {
 		return err
 	}
 	for i := range segments {
@@ -64,11 +63,6 @@ func (tx *Tx) PlaceSegments(o Object, segments []Segment) error {
 		}
 	}
 	return nil
-}
-
-// SetDead writes the bitmap of a segment's dead slots and their number.
-func (tx *Tx) SetDead(id snapferry.SegmentID, dead []byte, n int) error {
-	return tx.one(segmentSetDead, []any{hexText(id), n, blobOrNull(dead)}, "segment", id)
 }
 
 // DeleteSegment forgets a segment. It returns the name of its object when no
@@ -111,15 +105,24 @@ func (tx *Tx) deleteSegments(s statement, id string) (n int, free []string, err 
 	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		left, err := tx.SegmentsIn(name)
+		used, err := tx.used(name)
 		if err != nil {
 			return n, nil, err
 		}
-		if len(left) == 0 {
+		if !used {
 			free = append(free, name)
 		}
 	}
 	return n, free, nil
+}
+
+// used reports whether a segment lies in an object, or is to.
+func (tx *Tx) used(object string) (bool, error) {
+	_, err := get(tx, objectUsed, func(r scanner, id *string) error { return r.Scan(id) }, "segment in", object, object)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // SegmentsIn returns the segments that lie in an object, or are to, by offset.
@@ -134,7 +137,7 @@ func (tx *Tx) AllSegments(fn func(Segment) error) error {
 }
 
 func scanObject(r scanner, o *Object) error {
-	return r.Scan(&o.Name, &o.Size, &o.CRC, timeColumn{&o.Created})
+	return r.Scan(&o.Name, &o.Size, &o.CRC, timeColumn{&o.Created}, hexColumn{o.Chain[:]}, &o.State, &o.Dead, timeColumn{&o.Since}, &o.Job, &o.Token)
 }
 
 // Object returns an object by its name.

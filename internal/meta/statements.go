@@ -15,6 +15,8 @@ type statement int
 const (
 	regionGet statement = iota
 	regionPut
+	regionStop
+	regionStopped
 	accountInsert
 	accountSetToken
 	accountGet
@@ -37,6 +39,17 @@ const (
 	versionsOpen
 	versionsByDigest
 	versionsAll
+	versionReserve
+	versionSetDue
+	versionSetLooked
+	versionSetStale
+	versionChores
+	versionsUnsettled
+	gravePut
+	graveGet
+	graveDelete
+	gravesOfChild
+	graveList
 	holdPut
 	holdDrop
 	holdList
@@ -44,7 +57,7 @@ const (
 	segmentGet
 	segmentsOfVersion
 	segmentPlace
-	segmentSetDead
+	segmentMarkDead
 	segmentDelete
 	segmentsDeleteOfVersion
 	segmentsOfObject
@@ -52,6 +65,10 @@ const (
 	objectInsert
 	objectGet
 	objectDelete
+	objectAddDead
+	objectUsed
+	objectCondemn
+	objectsCondemned
 	objectPage
 	checkpointPut
 	checkpointGet
@@ -100,14 +117,16 @@ const (
 	accountColumns    = `id, name, token_hash, created`
 	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
 	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
-	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed`
-	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token`
+	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.due, v.looked, v.stale`
+	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
 	checkpointColumns = `version, root, finished, counts, updated`
 	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
 		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted`
-	copyColumns = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished`
-	pinColumns  = `id, snapshot, version, region, incarnation, copy, created`
-	jobColumns  = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished`
+	copyColumns   = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished`
+	graveColumns  = `version, chain, revision, child, kept`
+	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
+	pinColumns    = `id, snapshot, version, region, incarnation, copy, created`
+	jobColumns    = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
 )
 
 // statementText holds the texts. They keep to what SQLite and PostgreSQL both
@@ -116,6 +135,9 @@ var statementText = [numStatements]string{
 	regionGet: `SELECT name, id, incarnation, sign_key, lookup_key, created FROM region`,
 	regionPut: `INSERT INTO region (one, name, id, incarnation, sign_key, lookup_key, created) VALUES (1, $1, $2, $3, $4, $5, $6)
 		ON CONFLICT (one) DO UPDATE SET name = $1, id = $2, incarnation = $3, sign_key = $4, lookup_key = $5, created = $6`,
+
+	regionStop:    `UPDATE region SET stopped = $1`,
+	regionStopped: `SELECT stopped FROM region`,
 
 	accountInsert:   `INSERT INTO accounts (` + accountColumns + `) VALUES ($1, $2, $3, $4)`,
 	accountSetToken: `UPDATE accounts SET token_hash = $2 WHERE id = $1`,
@@ -132,10 +154,10 @@ var statementText = [numStatements]string{
 	volumeByName:   `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND name = $2 AND origin_region = '' ORDER BY created, id LIMIT 1`,
 	volumeByOrigin: `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND origin_region = $2 AND origin_volume = $3 ORDER BY created, id LIMIT 1`,
 
-	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed, reserved)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
 	versionGet: `SELECT ` + versionColumns + ` FROM versions v WHERE v.id = $1`,
-	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11
+	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11, stale = $12
 		WHERE id = $1 AND edge = $2`,
 	versionDelete:    `DELETE FROM versions WHERE id = $1`,
 	versionChildren:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.parent = $1 ORDER BY v.created, v.id`,
@@ -145,25 +167,42 @@ var statementText = [numStatements]string{
 	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE v.digest = $2 AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
 	versionsAll:      `SELECT ` + versionColumns + ` FROM versions v ORDER BY v.created, v.id`,
 
+	versionReserve:   `UPDATE versions SET reserved = reserved + 1 WHERE id = $1 AND edge = $2 RETURNING reserved`,
+	versionSetDue:    `UPDATE versions SET due = $2 WHERE id = $1 AND due <> $2`,
+	versionSetLooked: `UPDATE versions SET looked = $2 WHERE id = $1`,
+	versionSetStale:  `UPDATE versions SET stale = $2 WHERE id = $1 AND stale <> $2`,
+	versionChores: `SELECT id, chain FROM versions WHERE due <> 0 UNION SELECT id, chain FROM versions WHERE stale <> 0
+		UNION SELECT version, chain FROM graves WHERE kept = 0 ORDER BY 1`,
+	versionsUnsettled: `SELECT ` + versionColumns + ` FROM versions v WHERE v.reserved > v.revision AND v.state <> 'open' ORDER BY v.created, v.id`,
+	gravePut:          `INSERT INTO graves (` + graveColumns + `) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (version) DO UPDATE SET revision = $3, child = $4, kept = $5`,
+	graveGet:          `SELECT ` + graveColumns + ` FROM graves WHERE version = $1`,
+	graveDelete:       `DELETE FROM graves WHERE version = $1`,
+	gravesOfChild:     `SELECT ` + graveColumns + ` FROM graves WHERE child = $1 AND kept = 0 ORDER BY version`,
+	graveList:         `SELECT ` + graveColumns + ` FROM graves ORDER BY version`,
+
 	holdPut:  `INSERT INTO holds (version, kind, owner, created) VALUES ($1, $2, $3, $4) ON CONFLICT (version, kind, owner) DO NOTHING`,
 	holdDrop: `DELETE FROM holds WHERE version = $1 AND kind = $2 AND owner = $3`,
 	holdList: `SELECT version, kind, owner, created FROM holds WHERE version = $1 ORDER BY created, kind, owner`,
 
-	segmentInsert:     `INSERT INTO segments (` + segmentColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	segmentInsert:     `INSERT INTO segments (` + segmentColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 	segmentGet:        `SELECT ` + segmentColumns + ` FROM segments WHERE id = $1`,
 	segmentsOfVersion: `SELECT ` + segmentColumns + ` FROM segments WHERE version = $1 ORDER BY id`,
 	segmentPlace: `UPDATE segments SET state = 'live', object = $2, "offset" = $3, length = $4, generation = $5, slots = $6
 		WHERE id = $1 AND state = 'writing'`,
-	segmentSetDead:          `UPDATE segments SET dead = $2, dead_slots = $3 WHERE id = $1`,
+	segmentMarkDead:         `UPDATE segments SET dead = $2, dead_slots = $3, dead_bytes = $4 WHERE id = $1`,
 	segmentDelete:           `DELETE FROM segments WHERE id = $1 RETURNING object`,
 	segmentsDeleteOfVersion: `DELETE FROM segments WHERE version = $1 RETURNING object`,
 	segmentsOfObject:        `SELECT ` + segmentColumns + ` FROM segments WHERE object = $1 ORDER BY "offset"`,
 	segmentPage:             `SELECT ` + segmentColumns + ` FROM segments WHERE id > $1 ORDER BY id LIMIT $2`,
 
-	objectInsert: `INSERT INTO objects (name, size, crc, created) VALUES ($1, $2, $3, $4)`,
-	objectGet:    `SELECT name, size, crc, created FROM objects WHERE name = $1`,
-	objectDelete: `DELETE FROM objects WHERE name = $1`,
-	objectPage:   `SELECT name, size, crc, created FROM objects WHERE name > $1 ORDER BY name LIMIT $2`,
+	objectInsert:     `INSERT INTO objects (` + objectColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+	objectGet:        `SELECT ` + objectColumns + ` FROM objects WHERE name = $1`,
+	objectAddDead:    `UPDATE objects SET dead = dead + $2 WHERE name = $1`,
+	objectUsed:       `SELECT id FROM segments WHERE object = $1 LIMIT 1`,
+	objectCondemn:    `UPDATE objects SET state = 'condemned', since = $2, dead = size WHERE name = $1 AND state <> 'condemned'`,
+	objectsCondemned: `SELECT ` + objectColumns + ` FROM objects WHERE state = 'condemned' AND since <= $1 ORDER BY since, name LIMIT $2`,
+	objectDelete:     `DELETE FROM objects WHERE name = $1`,
+	objectPage:       `SELECT ` + objectColumns + ` FROM objects WHERE name > $1 ORDER BY name LIMIT $2`,
 
 	checkpointPut: `INSERT INTO checkpoints (` + checkpointColumns + `) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (version) DO UPDATE SET root = $2, finished = $3, counts = $4, updated = $5`,
@@ -196,11 +235,11 @@ var statementText = [numStatements]string{
 	pinsOfSnapshot: `SELECT ` + pinColumns + ` FROM pins WHERE snapshot = $1 ORDER BY created, id`,
 	pinsFromRegion: `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 ORDER BY created, id`,
 
-	jobInsert:     `INSERT INTO jobs (` + jobColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+	jobInsert:     `INSERT INTO jobs (` + jobColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
 	jobGet:        `SELECT ` + jobColumns + ` FROM jobs WHERE id = $1`,
 	jobsOfSubject: `SELECT ` + jobColumns + ` FROM jobs WHERE subject = $1 ORDER BY created DESC, id DESC`,
 	jobsRunning:   `SELECT ` + jobColumns + ` FROM jobs WHERE state = 'running' ORDER BY created, id`,
-	jobRunnable:   `SELECT id FROM jobs WHERE state = 'queued' AND run_after <= $1 ORDER BY created, id LIMIT 1`,
+	jobRunnable:   `SELECT id FROM jobs WHERE state = 'queued' AND lane = $2 AND run_after <= $1 ORDER BY created, id LIMIT 1`,
 	jobNextRun:    `SELECT COALESCE(MIN(run_after), 0) FROM jobs WHERE state = 'queued' AND run_after > $1`,
 	jobClaim: `UPDATE jobs SET state = 'running', owner = $2, token = token + 1, beat = beat + 1
 		WHERE id = $1 AND state = 'queued' RETURNING ` + jobColumns,

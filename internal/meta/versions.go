@@ -7,7 +7,8 @@ import (
 
 func scanVersion(r scanner, v *Version) error {
 	return r.Scan(hexColumn{v.ID[:]}, hexColumn{v.Chain[:]}, &v.Volume, hexColumn{v.Parent[:]}, &v.State, &v.Edge, &v.Size, &v.Algorithm,
-		blobColumn{v.Digest[:]}, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed})
+		blobColumn{v.Digest[:]}, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed},
+		&v.Reserved, &v.Due, &v.Looked, &v.Stale)
 }
 
 // InsertVersion adds a version. Its parent must be in the same chain (Invalid),
@@ -28,7 +29,7 @@ func (tx *Tx) InsertVersion(v Version) error {
 	}
 	return tx.run(versionInsert, []any{
 		hexOrNull(v.ID), hexOrNull(v.Chain), string(v.Volume), hexOrNull(v.Parent), string(v.State), v.Edge, v.Size, int64(v.Algorithm),
-		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, v.Sequence, millis(v.Created), millis(v.Sealed),
+		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, v.Sequence, millis(v.Created), millis(v.Sealed), max(v.Reserved, v.Revision),
 	}, "add version %s", v.ID)
 }
 
@@ -38,7 +39,7 @@ func (tx *Tx) Version(id snapferry.VersionID) (Version, error) {
 }
 
 // UpdateVersion writes what can change of a version (parent, state, size,
-// digest, root, blocks, revision, token, sealed) and bumps its edge revision.
+// digest, root, blocks, revision, token, sealed, stale) and bumps its edge revision.
 // It is a Conflict when the stored edge revision is not expectEdge, or when
 // the move of its state is not legal.
 func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
@@ -50,7 +51,7 @@ func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
 		return snapferry.Errorf(snapferry.Conflict, "version %s is %s and cannot become %s", v.ID, old.State, v.State)
 	}
 	n, err := tx.exec(versionUpdate, hexText(v.ID), expectEdge, hexOrNull(v.Parent), string(v.State), v.Size,
-		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed))
+		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed), truth(v.Stale))
 	if err != nil {
 		return fail(err, "write version %s", v.ID)
 	}

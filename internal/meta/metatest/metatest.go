@@ -343,8 +343,22 @@ func testSegments(t *testing.T, p Place) {
 	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error {
 		return tx.PlaceSegments(meta.Object{Name: "objects/2"}, s[1:])
 	}), snapferry.Conflict)
-	update(t, db, func(tx *meta.Tx) error { return tx.SetDead(s[1].ID, []byte{3}, 2) })
-	s[1].State, s[1].Dead, s[1].DeadSlots, s[2].State = meta.SegmentLive, 2, []byte{3}, meta.SegmentLive
+	o.State = meta.ObjectLive
+	dead := []meta.DeadSlot{{Slot: 0, Length: 7}, {Slot: 1, Length: 8}}
+	for i, want := range []int{2, 0} { // the second time does nothing
+		update(t, db, func(tx *meta.Tx) error {
+			n, size, err := tx.MarkDead(s[1].ID, dead, at(2))
+			same(t, "newly dead", n, want)
+			same(t, "their bytes", size, int64(15*(1-i)))
+			return err
+		})
+	}
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error {
+		_, _, err := tx.MarkDead(s[1].ID, []meta.DeadSlot{{Slot: 5}}, at(2))
+		return err
+	}), snapferry.Corrupt)
+	o.Dead = 15
+	s[1].State, s[1].Dead, s[1].DeadSlots, s[1].DeadBytes, s[2].State = meta.SegmentLive, 2, []byte{3}, 15, meta.SegmentLive
 	view(t, db, func(tx *meta.Tx) error {
 		for _, want := range s {
 			got, err := tx.Segment(want.ID)
@@ -404,7 +418,7 @@ func testSegmentPages(t *testing.T, p Place) {
 			}
 			last = s.ID
 			seen++
-			return tx.SetDead(s.ID, []byte{1}, 1)
+			return nil
 		})
 		same(t, "segments seen", seen, n)
 		return err
@@ -610,7 +624,7 @@ func testJobs(t *testing.T, p Place) {
 	older := meta.Job{ID: snapferry.NewJobID(), Kind: "k", Subject: "snap-1", State: snapferry.JobQueued, Created: at(1), RunAfter: at(10)}
 	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertJob(j), tx.InsertJob(older)) })
 	runnable := func(now time.Time) snapferry.JobID {
-		return read(t, db, func(tx *meta.Tx) (snapferry.JobID, error) { return tx.RunnableJob(now) })
+		return read(t, db, func(tx *meta.Tx) (snapferry.JobID, error) { return tx.RunnableJob(now, 0) })
 	}
 	same(t, "runnable before its time", runnable(at(5)), j.ID)
 	same(t, "runnable in its time", runnable(at(10)), older.ID)
