@@ -390,9 +390,10 @@ var metaCases = []damageCase{
 
 func kill(r *region, s meta.Segment, slot int) {
 	r.tb.Helper()
-	bits := make([]byte, slot/8+1)
-	bits[slot/8] |= 1 << (slot % 8)
-	r.update(func(tx *meta.Tx) error { return tx.SetDead(s.ID, bits, 1) })
+	r.update(func(tx *meta.Tx) error {
+		_, _, err := tx.MarkDead(s.ID, []meta.DeadSlot{{Slot: uint16(slot), Length: 1}}, time.Now())
+		return err
+	})
 }
 
 func TestDamagedObjects(t *testing.T)  { runCases(t, objectCases) }

@@ -67,6 +67,12 @@ func (tx *Tx) ChainByOrigin(account snapferry.AccountID, region snapferry.Region
 	return get(tx, chainByOrigin, scanChain, "chain copied from", string(region)+"/"+origin.String(), string(account), string(region), hexText(origin))
 }
 
+// SetProven says that the tree of a chain keeps the rule that deletion by
+// difference rests on.
+func (tx *Tx) SetProven(id snapferry.ChainID) error {
+	return tx.one(chainSetProven, []any{hexText(id)}, "chain", id)
+}
+
 func scanVolume(r scanner, v *Volume) error {
 	return r.Scan(&v.ID, &v.Account, &v.Name, hexColumn{v.Chain[:]}, &v.OriginRegion, &v.OriginVolume, timeColumn{&v.Created})
 }

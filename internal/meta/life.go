@@ -60,12 +60,12 @@ func (tx *Tx) Unsettled() ([]Version, error) {
 }
 
 func scanGrave(r scanner, g *Grave) error {
-	return r.Scan(hexColumn{g.Version[:]}, hexColumn{g.Chain[:]}, &g.Revision, hexColumn{g.Child[:]}, &g.Kept)
+	return r.Scan(hexColumn{g.Version[:]}, hexColumn{g.Chain[:]}, &g.Revision, hexColumn{g.Child[:]}, &g.Loose, &g.Kept)
 }
 
 // PutGrave remembers that a version is gone.
 func (tx *Tx) PutGrave(g Grave) error {
-	return tx.run(gravePut, []any{hexOrNull(g.Version), hexText(g.Chain), g.Revision, hexText(g.Child), truth(g.Kept)}, "bury version %s", g.Version)
+	return tx.run(gravePut, []any{hexOrNull(g.Version), hexText(g.Chain), g.Revision, hexText(g.Child), truth(g.Loose), truth(g.Kept)}, "bury version %s", g.Version)
 }
 
 // Grave returns what is known of a version that is gone.

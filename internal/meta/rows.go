@@ -66,6 +66,7 @@ type Version struct {
 	Created   time.Time
 	Sealed    time.Time
 	Reserved  uint64 // highest revision anybody was allowed to write
+	Loose     bool   // a record that nobody committed may come at any time
 	Due       bool   // a ghost to be looked at again
 	Looked    int    // its children when its difference was last computed
 	Stale     bool   // its record in the bucket is to be written again
@@ -138,7 +139,8 @@ type Grave struct {
 	Chain    snapferry.ChainID
 	Revision uint64              // up to this one its records are garbage
 	Child    snapferry.VersionID // whose record may still name it; zero: none
-	Kept     bool                // its records were removed, but one may still come
+	Loose    bool                // a record that nobody committed may come at any time
+	Kept     bool                // its records were removed; it is loose
 }
 
 // Checkpoint is how far an open version has come.

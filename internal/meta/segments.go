@@ -45,6 +45,11 @@ func (tx *Tx) SegmentsOf(version snapferry.VersionID) ([]Segment, error) {
 	return list(tx, segmentsOfVersion, scanSegment, "segments", hexText(version))
 }
 
+// SegmentsOfChain returns the segments of a chain, by id.
+func (tx *Tx) SegmentsOfChain(chain snapferry.ChainID) ([]Segment, error) {
+	return list(tx, segmentsOfChain, scanSegment, "segments", hexText(chain))
+}
+
 // PlaceSegments says that segments lie in an object that is durable now: adds
 // the object and makes the segments live with their Offset, Length, Generation
 // and Slots. It is a Conflict when one of them is not registered as writing.

@@ -25,6 +25,7 @@ const (
 	chainInsert
 	chainGet
 	chainByOrigin
+	chainSetProven
 	volumeInsert
 	volumeGet
 	volumeByName
@@ -53,9 +54,11 @@ const (
 	holdPut
 	holdDrop
 	holdList
+	holdsOfKind
 	segmentInsert
 	segmentGet
 	segmentsOfVersion
+	segmentsOfChain
 	segmentPlace
 	segmentMarkDead
 	segmentDelete
@@ -117,13 +120,13 @@ const (
 	accountColumns    = `id, name, token_hash, created`
 	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
 	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
-	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.due, v.looked, v.stale`
+	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.loose, v.due, v.looked, v.stale`
 	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
 	checkpointColumns = `version, root, finished, counts, updated`
 	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
 		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted`
 	copyColumns   = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished`
-	graveColumns  = `version, chain, revision, child, kept`
+	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
 	pinColumns    = `id, snapshot, version, region, incarnation, copy, created`
 	jobColumns    = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
@@ -149,6 +152,8 @@ var statementText = [numStatements]string{
 	chainGet:      `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
 	chainByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 ORDER BY created, id LIMIT 1`,
 
+	chainSetProven: `UPDATE chains SET proven = 1 WHERE id = $1`,
+
 	volumeInsert:   `INSERT INTO volumes (` + volumeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 	volumeGet:      `SELECT ` + volumeColumns + ` FROM volumes WHERE id = $1`,
 	volumeByName:   `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND name = $2 AND origin_region = '' ORDER BY created, id LIMIT 1`,
@@ -167,14 +172,14 @@ var statementText = [numStatements]string{
 	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE v.digest = $2 AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
 	versionsAll:      `SELECT ` + versionColumns + ` FROM versions v ORDER BY v.created, v.id`,
 
-	versionReserve:   `UPDATE versions SET reserved = reserved + 1 WHERE id = $1 AND edge = $2 RETURNING reserved`,
+	versionReserve:   `UPDATE versions SET reserved = reserved + 1, loose = CASE WHEN reserved > revision THEN 1 ELSE loose END WHERE id = $1 AND edge = $2 RETURNING reserved`,
 	versionSetDue:    `UPDATE versions SET due = $2 WHERE id = $1 AND due <> $2`,
 	versionSetLooked: `UPDATE versions SET looked = $2 WHERE id = $1`,
 	versionSetStale:  `UPDATE versions SET stale = $2 WHERE id = $1 AND stale <> $2`,
 	versionChores: `SELECT id, chain FROM versions WHERE due <> 0 UNION SELECT id, chain FROM versions WHERE stale <> 0
 		UNION SELECT version, chain FROM graves WHERE kept = 0 ORDER BY 1`,
 	versionsUnsettled: `SELECT ` + versionColumns + ` FROM versions v WHERE v.reserved > v.revision AND v.state <> 'open' ORDER BY v.created, v.id`,
-	gravePut:          `INSERT INTO graves (` + graveColumns + `) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (version) DO UPDATE SET revision = $3, child = $4, kept = $5`,
+	gravePut:          `INSERT INTO graves (` + graveColumns + `) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (version) DO UPDATE SET revision = $3, child = $4, loose = $5, kept = $6`,
 	graveGet:          `SELECT ` + graveColumns + ` FROM graves WHERE version = $1`,
 	graveDelete:       `DELETE FROM graves WHERE version = $1`,
 	gravesOfChild:     `SELECT ` + graveColumns + ` FROM graves WHERE child = $1 AND kept = 0 ORDER BY version`,
@@ -184,9 +189,12 @@ var statementText = [numStatements]string{
 	holdDrop: `DELETE FROM holds WHERE version = $1 AND kind = $2 AND owner = $3`,
 	holdList: `SELECT version, kind, owner, created FROM holds WHERE version = $1 ORDER BY created, kind, owner`,
 
+	holdsOfKind: `SELECT version, kind, owner, created FROM holds WHERE kind = $1 ORDER BY created, version, owner`,
+
 	segmentInsert:     `INSERT INTO segments (` + segmentColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 	segmentGet:        `SELECT ` + segmentColumns + ` FROM segments WHERE id = $1`,
 	segmentsOfVersion: `SELECT ` + segmentColumns + ` FROM segments WHERE version = $1 ORDER BY id`,
+	segmentsOfChain:   `SELECT ` + segmentColumns + ` FROM segments WHERE chain = $1 ORDER BY id`,
 	segmentPlace: `UPDATE segments SET state = 'live', object = $2, "offset" = $3, length = $4, generation = $5, slots = $6
 		WHERE id = $1 AND state = 'writing'`,
 	segmentMarkDead:         `UPDATE segments SET dead = $2, dead_slots = $3, dead_bytes = $4 WHERE id = $1`,

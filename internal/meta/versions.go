@@ -8,7 +8,7 @@ import (
 func scanVersion(r scanner, v *Version) error {
 	return r.Scan(hexColumn{v.ID[:]}, hexColumn{v.Chain[:]}, &v.Volume, hexColumn{v.Parent[:]}, &v.State, &v.Edge, &v.Size, &v.Algorithm,
 		blobColumn{v.Digest[:]}, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed},
-		&v.Reserved, &v.Due, &v.Looked, &v.Stale)
+		&v.Reserved, &v.Loose, &v.Due, &v.Looked, &v.Stale)
 }
 
 // InsertVersion adds a version. Its parent must be in the same chain (Invalid),
@@ -116,11 +116,13 @@ func (tx *Tx) DropHold(version snapferry.VersionID, kind, owner string) error {
 	return tx.run(holdDrop, []any{hexText(version), kind, owner}, "drop a hold of version %s", version)
 }
 
+func scanHold(r scanner, h *Hold) error {
+	return r.Scan(hexColumn{h.Version[:]}, &h.Kind, &h.Owner, timeColumn{&h.Created})
+}
+
 // Holds returns the holds of a version, oldest first.
 func (tx *Tx) Holds(version snapferry.VersionID) ([]Hold, error) {
-	return list(tx, holdList, func(r scanner, h *Hold) error {
-		return r.Scan(hexColumn{h.Version[:]}, &h.Kind, &h.Owner, timeColumn{&h.Created})
-	}, "holds", hexText(version))
+	return list(tx, holdList, scanHold, "holds", hexText(version))
 }
 
 // PutCheckpoint writes how far an open version has come.
@@ -140,4 +142,9 @@ func (tx *Tx) Checkpoint(version snapferry.VersionID) (Checkpoint, error) {
 // DeleteCheckpoint forgets a checkpoint; what is not there is no error.
 func (tx *Tx) DeleteCheckpoint(version snapferry.VersionID) error {
 	return tx.run(checkpointDelete, []any{hexText(version)}, "forget the checkpoint of version %s", version)
+}
+
+// HoldsOfKind returns the holds of a kind, oldest first.
+func (tx *Tx) HoldsOfKind(kind string) ([]Hold, error) {
+	return list(tx, holdsOfKind, scanHold, "holds", kind)
 }

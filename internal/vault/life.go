@@ -2,20 +2,21 @@ package vault
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/digest"
-	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/record"
 )
 
-// HoldSnapshot and HoldPin are the kinds of holds in use so far.
+// The kinds of holds in use so far.
 const (
 	HoldSnapshot = string(record.HoldSnapshot)
 	HoldPin      = string(record.HoldPin)
+	// HoldReader keeps a version while somebody reads it for longer than a
+	// request. It is in the metadata only and ends with the process.
+	HoldReader = "reader"
 )
 
 // Attach inserts a new open version below its parent, if it has one, in the
@@ -130,12 +131,24 @@ func (v *Vault) Abort(ctx context.Context, id snapferry.VersionID, also func(*me
 			if err := bump(tx, now.Parent); err != nil {
 				return err
 			}
+			if err := buryAborted(tx, now); err != nil {
+				return err
+			}
 		}
 		if also == nil {
 			return nil
 		}
 		return also(tx)
 	})
+}
+
+// buryAborted remembers an aborted version of which a seal was allowed to write
+// a record: should one still come, it is known to be garbage.
+func buryAborted(tx *meta.Tx, row meta.Version) error {
+	if row.Reserved == 0 {
+		return nil
+	}
+	return tx.PutGrave(meta.Grave{Version: row.ID, Chain: row.Chain, Revision: row.Reserved, Loose: true, Kept: true})
 }
 
 // abortable returns an open version and the objects registered to it.
@@ -178,183 +191,4 @@ func (v *Vault) deleteAll(ctx context.Context, id snapferry.VersionID, objects m
 		}
 	}
 	return nil
-}
-
-// Hold adds a hold to a sealed version: first in its record, then in the
-// metadata, where also, if not nil, joins the transaction. A version without
-// any hold left takes no new one: Conflict.
-func (v *Vault) Hold(ctx context.Context, h meta.Hold, also func(*meta.Tx) error) error {
-	return v.rehold(ctx, h.Version, change{add: []meta.Hold{h}}, also)
-}
-
-// Release drops a hold. With the last one the version becomes a ghost: nothing
-// can attach to it any more, and what only it has can be freed. A hold that is
-// not there is no error.
-func (v *Vault) Release(ctx context.Context, h meta.Hold, also func(*meta.Tx) error) error {
-	return v.rehold(ctx, h.Version, change{drop: []meta.Hold{h}}, also)
-}
-
-// change is what a new revision of a record says of holds.
-type change struct{ add, drop []meta.Hold }
-
-func sameHold(a, b meta.Hold) bool { return a.Kind == b.Kind && a.Owner == b.Owner }
-
-func (c change) apply(holds []meta.Hold) []meta.Hold {
-	holds = slices.DeleteFunc(slices.Clone(holds), func(h meta.Hold) bool {
-		return slices.ContainsFunc(c.drop, func(d meta.Hold) bool { return sameHold(h, d) })
-	})
-	for _, a := range c.add {
-		if !slices.ContainsFunc(holds, func(h meta.Hold) bool { return sameHold(h, a) }) {
-			holds = append(holds, a)
-		}
-	}
-	return holds
-}
-
-// reholdTries bounds how often a change of holds starts again because another
-// change of the same version came between its record and its commit.
-const reholdTries = 20
-
-func (v *Vault) rehold(ctx context.Context, id snapferry.VersionID, c change, also func(*meta.Tx) error) error {
-	// One after the other: the record of one that then fails to commit is void.
-	lock := &v.reholds[int(id[0])%len(v.reholds)]
-	lock.Lock()
-	defer lock.Unlock()
-	var err error
-	for range reholdTries {
-		if err = v.reholdOnce(ctx, id, c, also); !snapferry.IsKind(err, snapferry.Conflict) {
-			return err
-		}
-	}
-	return err
-}
-
-func (v *Vault) reholdOnce(ctx context.Context, id snapferry.VersionID, c change, also func(*meta.Tx) error) error {
-	var row meta.Version
-	var holds []meta.Hold
-	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
-		if row, err = tx.Version(id); err != nil {
-			return err
-		}
-		holds, err = tx.Holds(id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if row.State != snapferry.VersionSealed {
-		return snapferry.Errorf(snapferry.Conflict, "version %s is %s", id, row.State)
-	}
-	edge := row.Edge
-	if len(c.apply(holds)) == 0 {
-		row.State = snapferry.VersionGhost
-	}
-	if row.Revision, err = v.writeRecord(ctx, row, c); err != nil {
-		return err
-	}
-	return v.db.Update(ctx, func(tx *meta.Tx) error {
-		if err := tx.UpdateVersion(row, edge); err != nil {
-			return err
-		}
-		for _, h := range c.drop {
-			if err := tx.DropHold(h.Version, h.Kind, h.Owner); err != nil {
-				return err
-			}
-		}
-		for _, h := range c.add {
-			if err := tx.PutHold(h); err != nil {
-				return err
-			}
-		}
-		if also == nil {
-			return nil
-		}
-		return also(tx)
-	})
-}
-
-// revisionTries bounds the search for a free revision: each taken one is from a
-// writer whose commit did not come.
-const revisionTries = 1000
-
-// writeRecord writes the next free revision of a version's record and returns
-// its number.
-func (v *Vault) writeRecord(ctx context.Context, row meta.Version, c change) (uint64, error) {
-	r, err := v.record(ctx, row, c)
-	if err != nil {
-		return 0, err
-	}
-	for r.Revision = row.Revision + 1; r.Revision <= row.Revision+revisionTries; r.Revision++ {
-		p, err := r.Encode(v.sign, nil)
-		if err != nil {
-			return 0, err
-		}
-		err = v.bucket.Put(ctx, record.Name(r.Version, r.Revision), p)
-		if !snapferry.IsKind(err, snapferry.Exists) {
-			return r.Revision, err
-		}
-	}
-	return 0, snapferry.Errorf(snapferry.Conflict, "version %s has %d revisions that nobody committed", row.ID, revisionTries)
-}
-
-func (v *Vault) record(ctx context.Context, row meta.Version, c change) (*record.Record, error) {
-	r := &record.Record{
-		Version: row.ID, Chain: row.Chain, Parent: row.Parent, State: row.State, Region: v.region, Volume: row.Volume,
-		Token: row.Token, Algorithm: row.Algorithm, Size: row.Size, Blocks: row.Blocks, Created: row.Created, Root: row.Root, Digest: row.Digest,
-	}
-	err := v.db.View(ctx, func(tx *meta.Tx) error {
-		region, err := tx.Region()
-		if err != nil {
-			return err
-		}
-		r.Incarnation = region.Incarnation
-		chain, err := tx.Chain(row.Chain)
-		if err != nil {
-			return err
-		}
-		r.Account = chain.Account
-		holds, err := tx.Holds(row.ID)
-		if err != nil {
-			return err
-		}
-		r.Holds = r.Holds[:0]
-		for _, h := range c.apply(holds) {
-			rh, err := durableHold(tx, h)
-			if err != nil {
-				return err
-			}
-			r.Holds = append(r.Holds, rh)
-		}
-		return nil
-	})
-	return r, err
-}
-
-// durableHold is what a record says of a hold: enough to show it again.
-func durableHold(tx *meta.Tx, h meta.Hold) (record.Hold, error) {
-	rh := record.Hold{Kind: record.HoldKind(h.Kind), Owner: h.Owner, Created: h.Created}
-	if h.Kind != HoldSnapshot {
-		return rh, nil
-	}
-	s, err := tx.Snapshot(snapferry.SnapshotID(h.Owner))
-	if err != nil {
-		return rh, err
-	}
-	rh.Name, rh.Description, rh.VolumeName, rh.Tags = s.Name, s.Description, s.Volume, s.Tags
-	rh.Created, rh.RetainUntil = s.Created, s.RetainUntil
-	if s.Source != nil {
-		rh.SourceRegion, rh.SourceSnapshot, rh.SourceVolume = s.Source.Region, s.Source.Snapshot, s.SourceVolume
-	}
-	return rh, nil
-}
-
-// records lists the names of the records of a version.
-func (v *Vault) records(ctx context.Context, id snapferry.VersionID) (names []string, err error) {
-	first := record.Name(id, 0)
-	prefix := first[:len(first)-len("00000000000000000000")]
-	err = v.bucket.List(ctx, prefix, "", func(i blob.Info) error {
-		names = append(names, i.Name)
-		return nil
-	})
-	return names, err
 }

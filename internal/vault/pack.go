@@ -280,7 +280,7 @@ func (p *packer) put(ctx context.Context, buf *buffer, all []segmentBuffer) erro
 			return
 		}
 		p.stored += int64(len(body))
-		p.durable = append(p.durable, object{row: meta.Object{Name: name, Size: int64(len(body)), Created: time.Now()}, segments: rows})
+		p.durable = append(p.durable, object{row: meta.Object{Name: name, Size: int64(len(body)), Created: time.Now(), Chain: p.chain}, segments: rows})
 	}()
 	return p.failed()
 }

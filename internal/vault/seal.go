@@ -8,6 +8,7 @@ import (
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/segment"
 )
 
 // Sealed tells what a seal made.
@@ -90,37 +91,27 @@ func (w *Writer) placeForSettling(ctx context.Context, taken []object) error {
 }
 
 // commit writes the version record and makes the version real.
-func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadSlots) error {
-	row := w.row
+func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadList) error {
+	row, err := w.current(ctx)
+	if err != nil {
+		return err
+	}
+	edge := row.Edge
 	row.State, row.Digest, row.Blocks = snapferry.VersionSealed, s.Digest, uint64(s.Present/snapferry.BlockSize)
 	row.Sealed, row.Token = time.Now(), w.pack.token
-	var err error
 	if row.Root, err = encodeRoot(root); err != nil {
 		return err
 	}
-	if row.Revision, err = w.v.writeRecord(ctx, row, change{add: []meta.Hold{c.Hold}}); err != nil {
-		return err
-	}
-	return w.v.db.Update(ctx, func(tx *meta.Tx) error {
-		if err := w.pack.fence(tx); err != nil {
-			return err
-		}
+	return w.v.revise(ctx, revision{row: row, edge: edge, change: change{add: []meta.Hold{c.Hold}}, fence: w.pack.fence, commit: func(tx *meta.Tx, row meta.Version) error {
 		if !w.again {
 			if err := placeAll(tx, taken); err != nil {
 				return err
 			}
 		}
-		if err := dead.set(tx); err != nil {
+		if _, _, err := dead.mark(tx); err != nil {
 			return err
 		}
-		now, err := tx.Version(row.ID)
-		if err != nil {
-			return err
-		}
-		if now.State != snapferry.VersionOpen {
-			return snapferry.Errorf(snapferry.Conflict, "version %s is %s, not open", row.ID, now.State)
-		}
-		if err := tx.UpdateVersion(row, now.Edge); err != nil {
+		if err := tx.UpdateVersion(row, edge); err != nil {
 			return err
 		}
 		if err := bump(tx, row.Parent); err != nil {
@@ -136,11 +127,23 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 			return nil
 		}
 		return c.Commit(tx, s)
-	})
+	}})
 }
 
-// bump moves the edge revision of a neighbour, so that whoever computed with
-// its old surroundings computes again.
+// current returns the version's row as it is now: open, over the same parent.
+func (w *Writer) current(ctx context.Context) (row meta.Version, err error) {
+	err = w.v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		row, err = tx.Version(w.row.ID)
+		return err
+	})
+	if err == nil && (row.State != snapferry.VersionOpen || row.Parent != w.row.Parent) {
+		err = snapferry.Errorf(snapferry.Conflict, "version %s is %s below %s, not open below %s", row.ID, row.State, row.Parent, w.row.Parent)
+	}
+	return row, err
+}
+
+// bump moves the edge revision of a neighbour, so that whoever computed with its
+// old surroundings computes again, and has a ghost looked at again.
 func bump(tx *meta.Tx, id snapferry.VersionID) error {
 	if id.IsZero() {
 		return nil
@@ -149,89 +152,82 @@ func bump(tx *meta.Tx, id snapferry.VersionID) error {
 	if err != nil {
 		return err
 	}
-	return tx.UpdateVersion(row, row.Edge)
-}
-
-// deadSlots are slots that were written and that no map refers to.
-type deadSlots map[snapferry.SegmentID]*slotSet
-
-type slotSet struct {
-	bits []byte
-	n    int
-}
-
-func (d deadSlots) add(id snapferry.SegmentID, slot uint16) {
-	s := d[id]
-	if s == nil {
-		s = &slotSet{}
-		d[id] = s
+	if err := tx.UpdateVersion(row, row.Edge); err != nil || row.State != snapferry.VersionGhost {
+		return err
 	}
-	s.add(slot)
+	return tx.SetDue(id, true)
 }
+
+// slotSet is a set of slots of one segment.
+type slotSet []byte
 
 func (s *slotSet) add(slot uint16) {
-	for len(s.bits) <= int(slot)/8 {
-		s.bits = append(s.bits, 0)
+	for len(*s) <= int(slot)/8 {
+		*s = append(*s, 0)
 	}
-	if bit := byte(1) << (slot % 8); s.bits[slot/8]&bit == 0 {
-		s.bits[slot/8] |= bit
-		s.n++
-	}
+	(*s)[slot/8] |= 1 << (slot % 8)
 }
 
-func (s *slotSet) has(slot uint16) bool {
-	return s != nil && int(slot)/8 < len(s.bits) && s.bits[slot/8]&(1<<(slot%8)) != 0
-}
-
-func (d deadSlots) set(tx *meta.Tx) error {
-	for id, s := range d {
-		if err := tx.SetDead(id, s.bits, s.n); err != nil {
-			return err
-		}
-	}
-	return nil
+func (s slotSet) has(slot uint16) bool {
+	return int(slot)/8 < len(s) && s[slot/8]&(1<<(slot%8)) != 0
 }
 
 // settle finds the slots written under the version that its final map does not
 // have. In one run these are the spine nodes that checkpoints wrote. After a
 // restart they are found by walking what the map has of the version's own
 // segments: the cost is what was written, not what the disk has.
-func (w *Writer) settle(ctx context.Context, m blockmap.Map) (deadSlots, error) {
-	dead := deadSlots{}
+func (w *Writer) settle(ctx context.Context, m blockmap.Map) (dead deadList, err error) {
 	if !w.again {
 		for _, r := range w.builder.Superseded() {
-			dead.add(r.Segment, r.Slot)
+			dead.add(r)
 		}
 		return dead, nil
 	}
 	var own []meta.Segment
-	err := w.v.db.View(ctx, func(tx *meta.Tx) (err error) {
+	err = w.v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		own, err = tx.SegmentsOf(w.row.ID)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return dead, err
 	}
-	live := deadSlots{}
+	live := map[snapferry.SegmentID]*slotSet{}
 	for _, s := range own {
 		live[s.ID] = &slotSet{}
 	}
 	if err := w.v.markOwn(ctx, snapferry.Position{Level: blockmap.RootLevel}, m.Root, live); err != nil {
-		return nil, err
+		return dead, err
 	}
 	for _, s := range own {
-		for slot := range s.Slots {
-			if !live[s.ID].has(uint16(slot)) {
-				dead.add(s.ID, uint16(slot))
+		lengths, err := w.v.lengths(ctx, s.ID)
+		if err != nil {
+			return dead, err
+		}
+		for slot, n := range lengths {
+			if !live[s.ID].has(slot) {
+				dead.add(snapferry.Ref{Segment: s.ID, Slot: slot, Length: n})
 			}
 		}
 	}
 	return dead, nil
 }
 
+// lengths returns the stored length of each frame of a segment, by slot.
+func (v *Vault) lengths(ctx context.Context, id snapferry.SegmentID) (lengths map[uint16]uint32, err error) {
+	err = v.loc.retry(ctx, id, func(_ place, f *segment.Footer) error {
+		lengths = make(map[uint16]uint32, f.Len())
+		for i := range f.Len() {
+			e := f.At(i)
+			lengths[e.Slot] = e.Length
+		}
+		return nil
+	})
+	return lengths, err
+}
+
 // markOwn marks the slots of the segments in live that the map has below n,
 // descending only into nodes that lie in them.
-func (v *Vault) markOwn(ctx context.Context, at snapferry.Position, n *blockmap.Node, live deadSlots) error {
+func (v *Vault) markOwn(ctx context.Context, at snapferry.Position, n *blockmap.Node, live map[snapferry.SegmentID]*slotSet) error {
 	if n == nil {
 		return nil
 	}

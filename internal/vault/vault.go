@@ -56,6 +56,8 @@ type Vault struct {
 	writing      atomic.Int64   // writers open
 	readers      sync.Pool      // of *FrameReader
 	reholds      [64]sync.Mutex // by version: changes of its holds
+	process      string         // random: owner of this process's readers
+	reader       atomic.Uint64  // number of the last one
 	loc          *locators
 	nodes        *otter.Cache[snapferry.Ref, *blockmap.Node]
 	windows      *otter.Cache[windowKey, []byte]
@@ -74,7 +76,7 @@ func New(c Config) (*Vault, error) {
 	}
 	v := &Vault{
 		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log,
-		workers: c.Workers, pool: newPool(c.Memory),
+		workers: c.Workers, pool: newPool(c.Memory), process: snapferry.NewVersionID().String(),
 	}
 	v.stages, v.importStages = newStages(maxStages), newStages(2*c.Workers)
 	v.loc = newLocators(v)

@@ -4,10 +4,12 @@
 
 -- reserved: the highest revision of the version record that anybody was allowed
 -- to write; above revision while a writer is under way, or after one failed.
--- due: a ghost that must be looked at again. looked: how many children it had
+-- loose: a revision was reserved while another was under way; its record may come
+-- at any time. due: a ghost that must be looked at again. looked: how many children it had
 -- when its difference was last computed. stale: the record in the bucket is
 -- behind the metadata and must be written again.
 ALTER TABLE versions ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE versions ADD COLUMN loose INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN due INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN looked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE versions ADD COLUMN stale INTEGER NOT NULL DEFAULT 0;
@@ -18,13 +20,14 @@ CREATE INDEX versions_stale ON versions (chain) WHERE stale <> 0;
 
 -- Versions that are gone and whose records may still be in the bucket: up to
 -- this revision they are garbage. They are removed when the record of the child
--- does not name the version any more; one that a writer was still allowed to
--- write is kept here for ever (kept = 1).
+-- does not name the version any more. If a writer was still allowed to write one
+-- (loose = 1) the grave is kept for ever (kept = 1).
 CREATE TABLE graves (
     version  TEXT    PRIMARY KEY NOT NULL,
     chain    TEXT    NOT NULL,
     revision INTEGER NOT NULL,
     child    TEXT    NOT NULL,  -- '' = nobody names it
+    loose    INTEGER NOT NULL,
     kept     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX graves_open ON graves (chain) WHERE kept = 0;

@@ -1,0 +1,237 @@
+package vault_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+var (
+	histories = flag.Int("histories", 60, "random histories of TestLifeAndDeath")
+	firstSeed = flag.Uint64("history", 1, "seed of the first history of TestLifeAndDeath")
+)
+
+// A history is a random life of a chain: versions that are made below others,
+// left open, sealed, aborted, held, deleted at once and after one another. The
+// model is what each version's disk holds; the rule of life and death is checked
+// by what may never happen: a version that lives and does not read as its disk,
+// a slot that is neither dead nor needed, anything left when the last version is
+// gone.
+type history struct {
+	*simtest.Region
+	t     testing.TB
+	rnd   *rand.Rand
+	vol   meta.Volume
+	live  []snapferry.VersionID // sealed and held
+	open  []snapferry.VersionID
+	disks map[snapferry.VersionID]*simtest.Disk
+	what  []string // what was done
+}
+
+func newHistory(t testing.TB, f *simtest.Factory, seed uint64) *history {
+	h := &history{
+		Region: f.NewRegion(t, simtest.Options{}), t: t, rnd: rand.New(rand.NewPCG(seed, 7)),
+		disks: map[snapferry.VersionID]*simtest.Disk{{}: simtest.NewDisk(historySize)},
+	}
+	h.vol = h.Volume(h.Account("a"), "disk")
+	return h
+}
+
+// historySize spans two nodes of level 1, and ends within a block.
+const historySize = 4<<30 + 33<<20 + 512
+
+// historyBlocks are the blocks that histories write: in few leaves, so that
+// nodes are shared, and under two nodes of level 1.
+var historyBlocks = []uint64{0, 1, 2, 255, 256, 257, 600, 65535, 65536, 65537, 65792, 66064}
+
+func (h *history) log(format string, args ...any) { h.what = append(h.what, fmt.Sprintf(format, args...)) }
+
+func (h *history) fail(format string, args ...any) {
+	h.t.Helper()
+	for i, w := range h.what {
+		h.t.Logf("%3d %s", i, w)
+	}
+	h.t.Fatalf(format, args...)
+}
+
+func name(id snapferry.VersionID) string {
+	if id.IsZero() {
+		return "nothing"
+	}
+	return id.String()[:6]
+}
+
+func pick(rnd *rand.Rand, ids []snapferry.VersionID) snapferry.VersionID {
+	if len(ids) == 0 {
+		return snapferry.VersionID{}
+	}
+	return ids[rnd.IntN(len(ids))]
+}
+
+// change draws the next content of a disk: few contents, so that blocks go from
+// A to B and back to A.
+func (h *history) change(d *simtest.Disk) *simtest.Disk {
+	d = d.Clone(d.Size())
+	for range 1 + h.rnd.IntN(5) {
+		d.Fill(historyBlocks[h.rnd.IntN(len(historyBlocks))], h.rnd.IntN(4))
+	}
+	return d
+}
+
+func without(ids []snapferry.VersionID, id snapferry.VersionID) []snapferry.VersionID {
+	var out []snapferry.VersionID
+	for _, x := range ids {
+		if x != id {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func (h *history) parent() snapferry.VersionID {
+	if h.rnd.IntN(10) == 0 {
+		return snapferry.VersionID{}
+	}
+	return pick(h.rnd, h.live)
+}
+
+// step does one random thing. Errors are for the caller to judge.
+func (h *history) step() error {
+	switch n := h.rnd.IntN(100); {
+	case n < 30 || len(h.live) == 0 && len(h.open) == 0:
+		return h.store(h.parent())
+	case n < 45:
+		return h.attach(h.parent())
+	case n < 60 && len(h.open) > 0:
+		return h.seal(pick(h.rnd, h.open))
+	case n < 66 && len(h.open) > 0:
+		return h.abort(pick(h.rnd, h.open))
+	case n < 94 && len(h.live) > 0:
+		return h.drop(pick(h.rnd, h.live))
+	default:
+		return h.visits()
+	}
+}
+
+func (h *history) store(parent snapferry.VersionID) error {
+	id, err := h.attachTo(parent)
+	if err != nil {
+		return err
+	}
+	h.log("store %s below %s", name(id), name(parent))
+	return h.seal(id)
+}
+
+func (h *history) attachTo(parent snapferry.VersionID) (snapferry.VersionID, error) {
+	id, err := h.Attach(h.vol, parent, historySize)
+	if err != nil {
+		return id, err
+	}
+	h.disks[id] = h.change(h.disks[parent])
+	h.open = append(h.open, id)
+	return id, nil
+}
+
+func (h *history) attach(parent snapferry.VersionID) error {
+	id, err := h.attachTo(parent)
+	h.log("attach %s below %s", name(id), name(parent))
+	return err
+}
+
+func (h *history) seal(id snapferry.VersionID) error {
+	h.log("seal %s", name(id))
+	_, err := h.FillVersion(id, h.disks[id])
+	if err == nil {
+		h.open, h.live = without(h.open, id), append(h.live, id)
+	}
+	return err
+}
+
+func (h *history) abort(id snapferry.VersionID) error {
+	h.log("abort %s", name(id))
+	err := h.Vault.Abort(context.Background(), id, nil)
+	if err == nil {
+		h.open = without(h.open, id)
+	}
+	return err
+}
+
+func (h *history) drop(id snapferry.VersionID) error {
+	h.log("drop %s", name(id))
+	err := h.Vault.Release(context.Background(), simtest.Hold(id), nil)
+	if err == nil {
+		h.live = without(h.live, id)
+		if h.rnd.IntN(3) > 0 {
+			return h.Vault.Visit(context.Background(), id, nil, nil)
+		}
+	}
+	return err
+}
+
+// visits does what deletion has left to do.
+func (h *history) visits() error {
+	h.log("visit all")
+	return h.Settle(context.Background())
+}
+
+// verify checks all that lives, and the accounts.
+func (h *history) verify() {
+	h.t.Helper()
+	for _, id := range h.live {
+		h.WantContent(h.t, id, h.disks[id])
+	}
+	h.Check(h.t, simtest.NoGarbage)
+	if h.t.Failed() {
+		h.fail("the history above broke something")
+	}
+}
+
+// end deletes everything, in random order, and wants nothing left.
+func (h *history) end() {
+	h.t.Helper()
+	for len(h.open) > 0 {
+		if err := h.abort(pick(h.rnd, h.open)); err != nil {
+			h.fail("abort: %v", err)
+		}
+	}
+	for len(h.live) > 0 {
+		if err := h.drop(pick(h.rnd, h.live)); err != nil {
+			h.fail("drop: %v", err)
+		}
+	}
+	if err := h.visits(); err != nil {
+		h.fail("visit: %v", err)
+	}
+	h.WantNothing(h.t)
+	if h.t.Failed() {
+		h.fail("the history above left something")
+	}
+}
+
+// TestLifeAndDeath runs random histories over the real vault.
+func TestLifeAndDeath(t *testing.T) {
+	f := simtest.NewFactory(t)
+	for i := range *histories {
+		seed := *firstSeed + uint64(i)
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			h := newHistory(t, f, seed)
+			for range 40 {
+				if err := h.step(); err != nil {
+					h.fail("%v", err)
+				}
+			}
+			h.verify()
+			h.end()
+		})
+	}
+}
+
+var _ = vault.HoldReader

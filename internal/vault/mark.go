@@ -1,0 +1,156 @@
+package vault
+
+import (
+	"context"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/internal/meta"
+)
+
+// A chain whose tree is not proven (see meta.Chain.Proven) may break the rule
+// that deletion by difference rests on. There a ghost is spliced out without
+// freeing anything, and what no version of the chain refers to is found by
+// walking them all. If that walk shows that the rule holds, the chain is proven
+// from then on.
+
+// dissolve is what free is in a chain that is not proven.
+func (v *Vault) dissolve(ctx context.Context, f *family, fence Fence, st *VisitStats) error {
+	if len(f.children) <= 1 {
+		if err := v.splice(ctx, f, deadList{}, fence, st); err != nil {
+			return err
+		}
+		return v.mark(ctx, f.self.Chain, fence, st)
+	}
+	if err := v.mark(ctx, f.self.Chain, fence, st); err != nil {
+		return err
+	}
+	return v.settleVisit(ctx, f, fence, len(f.children))
+}
+
+// marking is what a walk over all maps of a chain found.
+type marking struct {
+	reached map[snapferry.SegmentID]*slotSet
+	twice   bool // a slot came into the chain at two versions: the rule is broken
+}
+
+// mark marks as dead what no version of a chain refers to. It looks at the
+// versions and segments of one moment. What becomes complete later refers, but
+// for its own segments, only to what its parent has, and that was looked at; so
+// nothing has to stand still meanwhile.
+func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, st *VisitStats) error {
+	var versions []meta.Version
+	var segments []meta.Segment
+	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if versions, err = tx.VersionsIn(chain); err != nil {
+			return err
+		}
+		segments, err = tx.SegmentsOfChain(chain)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	open := map[snapferry.VersionID]bool{}
+	for i := range versions {
+		open[versions[i].ID] = versions[i].State == snapferry.VersionOpen
+	}
+	found, err := v.reach(ctx, versions)
+	if err != nil {
+		return err
+	}
+	for i := range segments {
+		s := &segments[i]
+		if s.State != meta.SegmentLive || open[s.Version] {
+			continue
+		}
+		if err := v.markUnreached(ctx, s, found.reached[s.ID], fence, st); err != nil {
+			return err
+		}
+	}
+	if found.twice {
+		return nil
+	}
+	return v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := fence(tx); err != nil {
+			return err
+		}
+		return tx.SetProven(chain)
+	})
+}
+
+// reach walks what each complete version has and its parent has not.
+func (v *Vault) reach(ctx context.Context, versions []meta.Version) (*marking, error) {
+	found := &marking{reached: map[snapferry.SegmentID]*slotSet{}}
+	byID := map[snapferry.VersionID]*meta.Version{}
+	for i := range versions {
+		byID[versions[i].ID] = &versions[i]
+	}
+	for i := range versions {
+		if versions[i].State == snapferry.VersionOpen {
+			continue
+		}
+		self, err := v.mapOf(versions[i])
+		if err != nil {
+			return nil, err
+		}
+		var near []blockmap.Map
+		if p := byID[versions[i].Parent]; p != nil {
+			m, err := v.mapOf(*p)
+			if err != nil {
+				return nil, err
+			}
+			near = append(near, m)
+		}
+		err = blockmap.Only(ctx, self, near, func(_ snapferry.FrameKind, _ snapferry.Position, c blockmap.Child) error {
+			s := found.reached[c.Ref.Segment]
+			if s == nil {
+				s = &slotSet{}
+				found.reached[c.Ref.Segment] = s
+			}
+			found.twice = found.twice || s.has(c.Ref.Slot)
+			s.add(c.Ref.Slot)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// markUnreached marks the slots of a segment that are not reached.
+func (v *Vault) markUnreached(ctx context.Context, s *meta.Segment, reached *slotSet, fence Fence, st *VisitStats) error {
+	if reached == nil {
+		reached = &slotSet{}
+	}
+	left := false
+	for slot := range s.Slots {
+		left = left || !reached.has(uint16(slot)) && !slotSet(s.DeadSlots).has(uint16(slot))
+	}
+	if !left {
+		return nil
+	}
+	lengths, err := v.lengths(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	var dead deadList
+	for slot := range s.Slots {
+		if !reached.has(uint16(slot)) {
+			dead.add(snapferry.Ref{Segment: s.ID, Slot: uint16(slot), Length: lengths[uint16(slot)]})
+		}
+	}
+	n, size := 0, int64(0)
+	err = v.db.Update(ctx, func(tx *meta.Tx) (err error) {
+		if err := fence(tx); err != nil {
+			return err
+		}
+		n, size, err = dead.mark(tx)
+		return err
+	})
+	st.Slots.Add(int64(n))
+	st.Bytes.Add(size)
+	v.forgetDead(dead)
+	return err
+}

@@ -1,0 +1,178 @@
+package vault
+
+import (
+	"context"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/record"
+)
+
+// A revision is a new revision of a version's record and the transaction that
+// makes it the true one.
+type revision struct {
+	row    meta.Version // as it is to become
+	edge   int64        // of the state that row was made from
+	change change       // of its holds
+	// forward, in a revision that hands the version's children to forward.
+	forwarded bool
+	forward   snapferry.VersionID
+	fence     Fence
+	// commit is called in the transaction with row, its revision set; it must
+	// compare the edge, as UpdateVersion does. It may run twice.
+	commit func(tx *meta.Tx, row meta.Version) error
+}
+
+func noFence(*meta.Tx) error { return nil }
+
+// revise gives a record its number, writes it and commits. The number is
+// reserved, and the record made from, a state that the commit then finds
+// unchanged, or fails with Conflict. So the newest record in the bucket is that
+// of what is committed, or of one step after it: whoever recovers from the
+// bucket finds the state before or after the step, and never one that was left
+// behind. When the step fails, the record it may have written is a lie as soon
+// as its caller gave up: the version is marked, so that the truth is written
+// above it.
+func (v *Vault) revise(ctx context.Context, r revision) error {
+	rec, err := v.record(ctx, r)
+	if err != nil {
+		return err
+	}
+	row := r.row
+	if row.Revision, err = v.putRecord(ctx, rec, r); err == nil {
+		row.Stale = false
+		err = v.db.Update(ctx, func(tx *meta.Tx) error {
+			if err := r.fence(tx); err != nil {
+				return err
+			}
+			return r.commit(tx, row)
+		})
+	}
+	if err != nil {
+		v.doubt(ctx, row.ID)
+	}
+	return err
+}
+
+// doubt marks a version whose newest record may not be the truth. Should that
+// fail too, the next start finds it by its reserved revision.
+func (v *Vault) doubt(ctx context.Context, id snapferry.VersionID) {
+	err := v.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
+		row, err := tx.Version(id)
+		if err != nil || row.Reserved == row.Revision || row.State == snapferry.VersionOpen {
+			return err
+		}
+		return tx.SetStale(id, true)
+	})
+	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+		v.log.WarnContext(ctx, "a version record that was not committed stays until the next start", "version", id, "err", err)
+	}
+}
+
+// revisionTries bounds the search for a revision that is free in the bucket:
+// one that is taken is from a writer that a newer metadata forgot.
+const revisionTries = 1000
+
+// putRecord reserves a revision and writes the record under it.
+func (v *Vault) putRecord(ctx context.Context, rec *record.Record, r revision) (uint64, error) {
+	for range revisionTries {
+		err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
+			if err = r.fence(tx); err != nil {
+				return err
+			}
+			rec.Revision, err = tx.ReserveRevision(rec.Version, r.edge)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		p, err := rec.Encode(v.sign, nil)
+		if err != nil {
+			return 0, err
+		}
+		err = v.bucket.Put(ctx, record.Name(rec.Version, rec.Revision), p)
+		if !snapferry.IsKind(err, snapferry.Exists) {
+			return rec.Revision, err
+		}
+	}
+	return 0, snapferry.Errorf(snapferry.Conflict, "version %s has %d revisions that the metadata does not know", rec.Version, revisionTries).
+		WithHint("stop the region and run: snapferry recover --merge")
+}
+
+// record is what a revision says.
+func (v *Vault) record(ctx context.Context, c revision) (*record.Record, error) {
+	row := c.row
+	r := &record.Record{
+		Version: row.ID, Chain: row.Chain, Parent: row.Parent, State: row.State, Region: v.region, Volume: row.Volume,
+		Token: row.Token, Algorithm: row.Algorithm, Size: row.Size, Blocks: row.Blocks, Created: row.Created, Root: row.Root, Digest: row.Digest,
+	}
+	if c.forwarded {
+		r.State, r.Forward = record.Forwarded, c.forward
+	}
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		region, err := tx.Region()
+		if err != nil {
+			return err
+		}
+		r.Incarnation = region.Incarnation
+		chain, err := tx.Chain(row.Chain)
+		if err != nil {
+			return err
+		}
+		r.Account = chain.Account
+		holds, err := tx.Holds(row.ID)
+		if err != nil {
+			return err
+		}
+		for _, h := range c.change.apply(holds) {
+			if h.Kind == HoldReader {
+				continue
+			}
+			rh, err := durableHold(tx, h)
+			if err != nil {
+				return err
+			}
+			r.Holds = append(r.Holds, rh)
+		}
+		return nil
+	})
+	return r, err
+}
+
+// durableHold is what a record says of a hold: enough to show it again.
+func durableHold(tx *meta.Tx, h meta.Hold) (record.Hold, error) {
+	rh := record.Hold{Kind: record.HoldKind(h.Kind), Owner: h.Owner, Created: h.Created}
+	if h.Kind != HoldSnapshot {
+		return rh, nil
+	}
+	s, err := tx.Snapshot(snapferry.SnapshotID(h.Owner))
+	if err != nil {
+		return rh, err
+	}
+	rh.Name, rh.Description, rh.VolumeName, rh.Tags = s.Name, s.Description, s.Volume, s.Tags
+	rh.Created, rh.RetainUntil = s.Created, s.RetainUntil
+	if s.Source != nil {
+		rh.SourceRegion, rh.SourceSnapshot, rh.SourceVolume = s.Source.Region, s.Source.Snapshot, s.SourceVolume
+	}
+	return rh, nil
+}
+
+// rewrite writes the record of a complete version again, because the newest one
+// in the bucket is not what the metadata says.
+func (v *Vault) rewrite(ctx context.Context, row meta.Version, fence Fence) error {
+	return v.revise(ctx, revision{row: row, edge: row.Edge, fence: fence, commit: func(tx *meta.Tx, now meta.Version) error {
+		return tx.UpdateVersion(now, row.Edge)
+	}})
+}
+
+// records lists the names of the records of a version, in order.
+func (v *Vault) records(ctx context.Context, id snapferry.VersionID) (names []string, err error) {
+	first := record.Name(id, 0)
+	prefix := first[:len(first)-len("00000000000000000000")]
+	err = v.bucket.List(ctx, prefix, "", func(i blob.Info) error {
+		names = append(names, i.Name)
+		return nil
+	})
+	return names, err
+}
