@@ -84,7 +84,10 @@ type FsckReport struct {
 	Objects   int64                `json:"objects"`
 	Bytes     int64                `json:"bytes"` // read from the bucket
 	Frames    int64                `json:"frames"`
-	Findings  []Finding            `json:"findings"`
+	// HeldByDeleted is the stored bytes of frames that only deleted snapshots
+	// have, which forks still need in part; a deep check counts them.
+	HeldByDeleted int64     `json:"held_by_deleted_parents"`
+	Findings      []Finding `json:"findings"`
 }
 
 // Finding is one thing that is not as it must be.

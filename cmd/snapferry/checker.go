@@ -33,7 +33,7 @@ func (c *checker) Check(ctx context.Context, deep bool, progress func(done, tota
 	}
 	out := &client.FsckReport{
 		Region: r.Region, Deep: r.Deep, Clean: r.Clean, Snapshots: r.Snapshots, Versions: r.Versions, Objects: r.Objects,
-		Bytes: r.Bytes, Frames: r.Frames, Findings: make([]client.Finding, len(r.Findings)),
+		Bytes: r.Bytes, Frames: r.Frames, HeldByDeleted: r.HeldByDeleted, Findings: make([]client.Finding, len(r.Findings)),
 	}
 	for i, f := range r.Findings {
 		out.Findings[i] = client.Finding(f)

@@ -73,6 +73,9 @@ func fsckText(p *printer, r client.FsckReport) {
 	case len(r.Findings) > 0:
 		verdict = "sound, with garbage"
 	}
+	if r.HeldByDeleted > 0 {
+		p.line("held by deleted parents: %s, until the forks that need them in part are deleted", short(r.HeldByDeleted))
+	}
 	p.line("region %s: %s; %d snapshots, %d versions, %d objects, %d frames, %s read", r.Region, verdict, r.Snapshots, r.Versions, r.Objects, r.Frames, short(r.Bytes))
 }
 

@@ -109,6 +109,7 @@ func (c *checker) report() *Report {
 	r := &Report{
 		Region: c.Region, Deep: c.Deep, Clean: true, Versions: int64(len(c.state.versions)), Snapshots: c.state.visible,
 		Objects: c.looked.Load(), Bytes: c.bytes.Load(), Frames: c.frames.Load(), Findings: []Finding{},
+		HeldByDeleted: c.held.Load(),
 	}
 	slices.SortStableFunc(c.findings, func(a, b *finding) int {
 		return cmp.Or(cmp.Compare(a.severity, b.severity), cmp.Compare(a.object, b.object), slices.Compare(a.segment[:], b.segment[:]),

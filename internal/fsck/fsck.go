@@ -53,7 +53,10 @@ type Report struct {
 	Objects   int64                `json:"objects"` // that hold segments
 	Bytes     int64                `json:"bytes"`   // read from the bucket, nodes read to walk the maps not counted
 	Frames    int64                `json:"frames"`  // in the segments whose footers could be read
-	Findings  []Finding            `json:"findings"`
+	// HeldByDeleted is the stored bytes of frames that only deleted versions
+	// have, which others still need in part. A deep check counts them.
+	HeldByDeleted int64     `json:"held_by_deleted_parents"`
+	Findings      []Finding `json:"findings"`
 }
 
 // The severities of findings.
@@ -80,7 +83,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Workers <= 0 {
 		cfg.Workers = max(4, runtime.GOMAXPROCS(0))
 	}
-	c := &checker{Config: cfg, state: new(state), seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}}
+	c := &checker{Config: cfg, state: new(state), seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}, ghosts: map[snapferry.ChainID]bool{}}
 	for _, step := range []func(context.Context) error{
 		c.checkMetadata,
 		c.list, // before the metadata: what is in the list was registered then
@@ -125,6 +128,8 @@ type checker struct {
 	seen     map[string]bool            // keys of findings
 	more     int64                      // findings beyond maxFindings
 	broken   map[snapferry.ChainID]bool // chains of which not all maps could be walked
+	ghosts   map[snapferry.ChainID]bool // chains with versions that are deleted and still needed
+	held     atomic.Int64               // stored bytes that only such versions have
 	done     int64
 	total    int64
 }

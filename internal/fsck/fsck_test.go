@@ -254,8 +254,25 @@ var recordCases = []damageCase{
 	{"revision that did not commit", both, func(r *region) want {
 		row := r.version("lone")
 		name := record.Name(row.ID, row.Revision+1)
+		r.update(func(tx *meta.Tx) error { _, err := tx.ReserveRevision(row.ID, row.Edge); return err })
 		r.replace(name, r.sign("lone", r.key, func(rec *record.Record) { rec.Revision++ }))
 		return want{severity: fsck.Garbage, object: name, slot: -1, version: row.ID.String(), problem: "was not committed"}
+	}},
+	{"revision that nobody reserved", both, func(r *region) want {
+		row := r.version("lone")
+		name := record.Name(row.ID, row.Revision+1)
+		r.replace(name, r.sign("lone", r.key, func(rec *record.Record) { rec.Revision++ }))
+		return want{severity: fsck.Damage, object: name, slot: -1, version: row.ID.String(), problem: "older than its bucket", snapshots: []snapferry.SnapshotID{r.snaps["lone"].id}}
+	}},
+	{"record of a buried version", both, func(r *region) want {
+		row := r.version("lone")
+		id := snapferry.NewVersionID()
+		name := record.Name(id, 3)
+		r.update(func(tx *meta.Tx) error {
+			return tx.PutGrave(meta.Grave{Version: id, Chain: row.Chain, Revision: 3, Loose: true, Kept: true})
+		})
+		r.replace(name, r.sign("lone", r.key, func(rec *record.Record) { rec.Version, rec.Revision = id, 3 }))
+		return want{severity: fsck.Garbage, object: name, slot: -1, version: id.String(), problem: "came too late"}
 	}},
 	{"incarnation flipped", both, func(r *region) want {
 		r.faulty.FlipByte(start, 2)
@@ -349,7 +366,7 @@ var metaCases = []damageCase{
 			return err
 		}))
 		kill(r, s, int(ref.Slot))
-		return want{severity: fsck.Damage, object: s.Object, segment: s.ID.String(), slot: int(ref.Slot), version: s.Version.String(), problem: "marked dead"}
+		return want{severity: fsck.Damage, segment: s.ID.String(), slot: -1, problem: "does not have it"} // it was its last slot
 	}},
 	{"segment forgotten", deep, func(r *region) want {
 		s := r.segment("side", snapferry.BlockFrame)

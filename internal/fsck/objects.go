@@ -69,15 +69,15 @@ func (c *checker) checkObject(ctx context.Context, o *object) error {
 // compare holds what is in the object against what metadata says is there.
 func (c *checker) compare(o *object, parts []*part) {
 	found := map[snapferry.SegmentID]*part{}
-	stray := 0
+	stray, size := 0, int64(0)
 	for _, p := range parts {
 		found[p.Segment] = p
 		if p.seg == nil {
-			stray++
+			stray, size = stray+1, size+p.Length
 		}
 	}
-	if stray > 0 {
-		c.garbage(onObject(o.Name), "%d of its %d segments are not registered here", stray, len(parts))
+	if size > o.Dead { // else their last frames have died
+		c.garbage(onObject(o.Name), "%d of its %d segments, with %d bytes, are not registered here; %d bytes are known to be dead", stray, len(parts), size, o.Dead)
 	}
 	for _, s := range o.segments {
 		if s.State != meta.SegmentLive {
@@ -136,7 +136,7 @@ func (c *checker) account(s *seg, f *segment.Footer) {
 	}
 	writer := c.state.versions[s.Version]
 	c.mu.Lock()
-	broken := c.broken[s.Chain]
+	broken, ghosts := c.broken[s.Chain], c.ghosts[s.Chain]
 	c.mu.Unlock()
 	if broken || writer != nil && writer.State == snapferry.VersionOpen {
 		return // not every map is known
@@ -144,7 +144,13 @@ func (c *checker) account(s *seg, f *segment.Footer) {
 	leaks, first, size := 0, 0, int64(0)
 	for i := range f.Len() {
 		e := f.At(i)
-		if s.dead(int(e.Slot)) || s.expect != nil && !s.expect[e.Slot].IsZero() {
+		if s.dead(int(e.Slot)) {
+			continue
+		}
+		if s.expect != nil && !s.expect[e.Slot].IsZero() {
+			if ghosts && !s.alive.has(int(e.Slot)) {
+				c.held.Add(int64(e.Length))
+			}
 			continue
 		}
 		if leaks == 0 {

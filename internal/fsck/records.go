@@ -10,6 +10,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/record"
 )
 
@@ -23,8 +24,15 @@ func (c *checker) checkRecords(ctx context.Context) error {
 		}
 	}
 	for _, id := range unknown {
-		c.damage(onVersion(id).named(record.Name(id, c.bucket.records[id])),
-			"the metadata does not know this version; nothing may be reclaimed before a coming version has merged it")
+		last := c.bucket.records[id]
+		t := onVersion(id).named(record.Name(id, last))
+		if g, buried := c.state.graves[id]; buried && last <= g.Revision {
+			if g.Kept {
+				c.garbage(t, "version record: of a version that was deleted, written by somebody who came too late")
+			}
+			continue // to be removed
+		}
+		c.damage(t, "the metadata does not know this version: it is older than its bucket, and nothing may be reclaimed; stop the region and run: snapferry recover --merge")
 	}
 	var complete []*version
 	for _, v := range c.state.order {
@@ -40,6 +48,11 @@ func (c *checker) checkRecord(ctx context.Context, v *version) error {
 	name := record.Name(v.ID, v.Revision)
 	r, err := c.readRecord(ctx, name)
 	switch {
+	case err == nil && v.Stale:
+		// It is to be written again: only whose it is can be told.
+		if r.Version != v.ID || r.Chain != v.Chain {
+			c.damage(onVersion(v.ID).named(name), "version record: it is of something else")
+		}
 	case err != nil && !isFinding(err):
 		return err
 	case err != nil:
@@ -51,6 +64,11 @@ func (c *checker) checkRecord(ctx context.Context, v *version) error {
 	}
 	last := c.bucket.records[v.ID]
 	if last <= v.Revision {
+		return nil
+	}
+	if last > v.Reserved {
+		c.damage(onVersion(v.ID).named(record.Name(v.ID, last)),
+			"version record: nobody was allowed to write revision %d: the metadata is older than its bucket; stop the region and run: snapferry recover --merge", last)
 		return nil
 	}
 	// A revision that was written before its commit failed. It must be sound,
@@ -187,7 +205,7 @@ func (c *checker) checkNames(context.Context) error {
 		c.garbage(onObject(name), "the name means nothing here")
 	}
 	for _, o := range c.state.objects {
-		if o.registered && len(o.segments) == 0 {
+		if o.registered && len(o.segments) == 0 && o.State == meta.ObjectLive {
 			c.garbage(onObject(o.Name), "registered, but no segment lies there")
 		}
 	}

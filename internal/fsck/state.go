@@ -26,6 +26,7 @@ type state struct {
 	objects   map[string]*object // registered, or named by a segment
 	snapshots []meta.Snapshot
 	pins      map[snapferry.SnapshotID][]meta.Pin
+	graves    map[snapferry.VersionID]meta.Grave
 	visible   int64 // snapshots that users see
 }
 
@@ -42,13 +43,24 @@ type version struct {
 
 type seg struct {
 	meta.Segment
+	alive slots // reached by the map of a version that lives; see markAlive
 	// expect says of each slot that a map reaches what must be there: see
 	// expectation. It is nil before a slot was reached.
 	expect []digest.Digest
 }
 
-func (s *seg) dead(slot int) bool {
-	return slot/8 < len(s.DeadSlots) && s.DeadSlots[slot/8]&(1<<(slot%8)) != 0
+func (s *seg) dead(slot int) bool { return slots(s.DeadSlots).has(slot) }
+
+// slots is a set of slots of one segment.
+type slots []byte
+
+func (s slots) has(slot int) bool { return slot/8 < len(s) && s[slot/8]&(1<<(slot%8)) != 0 }
+
+func (s *slots) add(slot int) {
+	for len(*s) <= slot/8 {
+		*s = append(*s, 0)
+	}
+	(*s)[slot/8] |= 1 << (slot % 8)
 }
 
 type object struct {
@@ -72,6 +84,7 @@ func readState(ctx context.Context, db *meta.DB) (*state, error) {
 	s := &state{
 		versions: map[snapferry.VersionID]*version{}, chains: map[snapferry.ChainID]meta.Chain{},
 		segments: map[snapferry.SegmentID]*seg{}, objects: map[string]*object{}, pins: map[snapferry.SnapshotID][]meta.Pin{},
+		graves: map[snapferry.VersionID]meta.Grave{},
 	}
 	err := db.View(ctx, func(tx *meta.Tx) (err error) {
 		if s.region, err = tx.Region(); err != nil {
@@ -91,6 +104,13 @@ func (s *state) readVersions(tx *meta.Tx) error {
 	rows, err := tx.AllVersions()
 	if err != nil {
 		return err
+	}
+	graves, err := tx.Graves()
+	if err != nil {
+		return err
+	}
+	for _, g := range graves {
+		s.graves[g.Version] = g
 	}
 	for _, row := range rows {
 		v := &version{Version: row}

@@ -51,10 +51,23 @@ func (c *checker) walkMaps(ctx context.Context) error {
 		chains[i] = append(chains[i], v)
 	}
 	return each(ctx, c, chains, func(ctx context.Context, versions []*version) error {
+		ghosts := false
 		for _, v := range versions {
+			ghosts = ghosts || v.State == snapferry.VersionGhost
 			if err := c.walkVersion(ctx, v); err != nil {
 				return err
 			}
+		}
+		for _, v := range versions {
+			if !ghosts || v.State == snapferry.VersionGhost || v.root == nil {
+				continue
+			}
+			if err := c.markAlive(ctx, snapferry.Position{Level: blockmap.RootLevel}, v.root, v.Size); err != nil {
+				return err
+			}
+		}
+		if ghosts {
+			c.setGhosts(versions[0].Chain)
 		}
 		return nil
 	})
@@ -171,6 +184,8 @@ func (c *checker) readNode(ctx context.Context, at snapferry.Position, d digest.
 func (w *walker) reach(ctx context.Context, kind snapferry.FrameKind, at snapferry.Position, d digest.Digest, ref snapferry.Ref, blind bool) error {
 	s := w.c.state.segments[ref.Segment]
 	switch {
+	case s == nil && w.spare(kind):
+		return w.reachDead(ctx, kind, at, ref)
 	case s == nil:
 		w.c.damage(w.c.onUnknown(ref), "a map refers to this segment, but the metadata does not have it")
 	case s.State != meta.SegmentLive:
@@ -210,11 +225,17 @@ func (w *walker) expect(s *seg, at snapferry.Position, d digest.Digest, ref snap
 	}
 }
 
-// reachDead looks at a slot that is marked dead. Only a ghost may have one, and
-// only a block that none of its children has.
+// spare reports whether the version can do without a frame of a kind: a ghost
+// is there for its nodes.
+func (w *walker) spare(kind snapferry.FrameKind) bool {
+	return w.v.State == snapferry.VersionGhost && kind == snapferry.BlockFrame
+}
+
+// reachDead looks at a slot that is marked dead, or whose segment is gone. Only
+// a ghost may have one, and only a block that none of its children has.
 func (w *walker) reachDead(ctx context.Context, kind snapferry.FrameKind, at snapferry.Position, ref snapferry.Ref) error {
 	holder := w.v
-	if w.v.State == snapferry.VersionGhost && kind == snapferry.BlockFrame {
+	if w.spare(kind) {
 		holder = nil
 		for _, child := range w.v.children {
 			m := blockmap.Map{Size: child.Size, Root: child.root, Nodes: w.c.Vault}
@@ -231,4 +252,37 @@ func (w *walker) reachDead(ctx context.Context, kind snapferry.FrameKind, at sna
 		w.c.damage(w.c.onSlot(ref), "marked dead, but version %s has it", holder.ID)
 	}
 	return nil
+}
+
+// markAlive notes what versions that live have below a node. What is reached and
+// not alive is there for deleted versions only.
+func (c *checker) markAlive(ctx context.Context, at snapferry.Position, n *blockmap.Node, size int64) error {
+	k := -1
+	for i := range n.Presence.All() {
+		k++
+		ref := n.Refs[k]
+		s := c.state.segments[ref.Segment]
+		if s == nil || s.alive.has(int(ref.Slot)) {
+			continue
+		}
+		s.alive.add(int(ref.Slot))
+		if at.Level == 0 {
+			continue
+		}
+		child := snapferry.Position{Level: at.Level - 1, Index: at.Index*blockmap.Fanout + uint64(i)}
+		node, err := c.readNode(ctx, child, n.Digests[k], ref, n.Counts[k], size)
+		if err == nil {
+			err = c.markAlive(ctx, child, node, size)
+		}
+		if err != nil && !isFinding(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) setGhosts(id snapferry.ChainID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ghosts[id] = true
 }

@@ -174,11 +174,18 @@ func (r *Region) start() {
 // plane keeps the one it has.
 func (r *Region) Forget() {
 	r.tb.Helper()
+	r.Vault = r.Another()
+}
+
+// Another returns one more vault over the same bucket and metadata, as another
+// process of the region has it.
+func (r *Region) Another() *vault.Vault {
+	r.tb.Helper()
 	v, err := vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
 	if err != nil {
 		r.tb.Fatal(err)
 	}
-	r.Vault = v
+	return v
 }
 
 // Stop ends the region's jobs and closes its metadata.
@@ -196,6 +203,11 @@ func (r *Region) Restart() {
 	r.Stop()
 	r.Power.Restore()
 	r.start()
+	if !r.opts.Jobs { // else the control plane has done it
+		if err := r.Vault.Start(context.Background()); err != nil {
+			r.tb.Fatalf("region %s: %v", r.Name, err)
+		}
+	}
 }
 
 // Update changes the metadata.

@@ -45,12 +45,22 @@ func (v *Vault) Reading(ctx context.Context, id snapferry.VersionID, also func(*
 	}, nil
 }
 
-// DropReaders takes away the holds of readers whose process has ended: all but
-// those of this one. It is called at the start of a region that no other
-// process serves.
-func (v *Vault) DropReaders(ctx context.Context) error {
+// Start takes up what earlier processes left, in a region that no other process
+// serves: it drops the holds of their readers, and marks the versions whose
+// newest record may be of a step that was not committed. What is to be done then
+// is in meta.Tx.Chores.
+func (v *Vault) Start(ctx context.Context) error {
 	var left []meta.Hold
-	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+	err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
+		unsettled, err := tx.Unsettled()
+		if err != nil {
+			return err
+		}
+		for i := range unsettled {
+			if err := tx.SetStale(unsettled[i].ID, true); err != nil {
+				return err
+			}
+		}
 		left, err = tx.HoldsOfKind(HoldReader)
 		return err
 	})
