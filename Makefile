@@ -13,7 +13,7 @@ TIMEOUT   ?= 15m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations histories fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -62,6 +62,17 @@ fuzz:
 		echo "fuzz $$dir $$name"; \
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$dir" </dev/null; \
 	done; }
+
+# Tests the tests: makes each fault of internal/mutation, in an overlay, and
+# wants the test that is named beside it to fail. An hour or so.
+mutations:
+	go test ./internal/mutation -run TestMutationsAreCaught -catch -v -timeout 180m
+
+# Random lives of a chain over the real store, many of them: forks, open
+# children, aborts, crashes, concurrent deletions. Half an hour or so.
+HISTORIES ?= 10000
+histories:
+	go test ./internal/vault -run TestLifeAndDeath -histories $(HISTORIES) -timeout 300m
 
 clean:
 	rm -rf bin

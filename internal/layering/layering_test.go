@@ -57,6 +57,7 @@ const rooms = `
 7 internal/console
 8 cmd/snapferry
 9 internal/simtest
+9 internal/mutation
 `
 
 // kept is what only some rooms may import: a prefix of import paths, then the

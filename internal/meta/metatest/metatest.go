@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,10 @@ func Run(t *testing.T, place func(t testing.TB) Place) {
 		{"Edges", testEdges},
 		{"Holds", testHolds},
 		{"Segments", testSegments},
+		{"ReservedRevisions", testReservedRevisions},
+		{"Chores", testChores},
+		{"LastDeadSlot", testLastDeadSlot},
+		{"StopReclaim", testStopReclaim},
 		{"SegmentPages", testSegmentPages},
 		{"Checkpoints", testCheckpoints},
 		{"Snapshots", testSnapshots},
@@ -388,6 +393,118 @@ func testSegments(t *testing.T, p Place) {
 		wantKind(t, err3, snapferry.NotFound)
 		return errors.Join(err, err2, tx.DeleteObject(o.Name))
 	})
+}
+
+func testReservedRevisions(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := w.addVersion(t, db, 1, snapferry.VersionID{})
+	reserve := func(edge int64) (n uint64, err error) {
+		err = db.Update(t.Context(), func(tx *meta.Tx) (err error) { n, err = tx.ReserveRevision(v.ID, edge); return err })
+		return n, err
+	}
+	get := func() meta.Version {
+		return read(t, db, func(tx *meta.Tx) (meta.Version, error) { return tx.Version(v.ID) })
+	}
+	for want := uint64(1); want <= 2; want++ {
+		n, err := reserve(0)
+		same(t, "reserved", n, want)
+		same(t, "error", err, nil)
+		same(t, "loose", get().Loose, want > 1) // the first was not committed
+	}
+	v.State, v.Revision = snapferry.VersionSealed, 2
+	update(t, db, func(tx *meta.Tx) error { return tx.UpdateVersion(v, 0) })
+	_, err := reserve(0)
+	wantKind(t, err, snapferry.Conflict) // a state that is past
+	same(t, "reserved after the conflict", get().Reserved, uint64(2))
+	same(t, "unsettled", len(read(t, db, (*meta.Tx).Unsettled)), 0)
+	n, err := reserve(1)
+	same(t, "reserved", n, uint64(3))
+	same(t, "error", err, nil)
+	same(t, "unsettled", len(read(t, db, (*meta.Tx).Unsettled)), 1)
+	err = db.Update(t.Context(), func(tx *meta.Tx) error { _, err := tx.ReserveRevision(snapferry.VersionID{1}, 0); return err })
+	wantKind(t, err, snapferry.NotFound)
+}
+
+func testChores(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	a, b := w.addVersion(t, db, 1, snapferry.VersionID{}), w.addVersion(t, db, 2, snapferry.VersionID{})
+	chores := func() []meta.Chore { return read(t, db, (*meta.Tx).Chores) }
+	same(t, "nothing to do", chores(), []meta.Chore{})
+	g := meta.Grave{Version: snapferry.NewVersionID(), Chain: w.Chain.ID, Revision: 4, Child: b.ID}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.SetDue(a.ID, true), tx.SetDue(a.ID, true), tx.SetStale(a.ID, true), tx.SetStale(b.ID, true), tx.PutGrave(g))
+	})
+	want := []meta.Chore{{Version: a.ID, Chain: w.Chain.ID}, {Version: b.ID, Chain: w.Chain.ID}, {Version: g.Version, Chain: w.Chain.ID}}
+	slices.SortFunc(want, func(x, y meta.Chore) int { return bytes.Compare(x.Version[:], y.Version[:]) })
+	same(t, "to do, each once", chores(), want)
+	same(t, "graves of the child", read(t, db, func(tx *meta.Tx) ([]meta.Grave, error) { return tx.GravesOf(b.ID) }), []meta.Grave{g})
+	g.Loose, g.Kept, g.Child = true, true, snapferry.VersionID{}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.SetDue(a.ID, false), tx.SetStale(a.ID, false), tx.SetStale(b.ID, false), tx.PutGrave(g))
+	})
+	same(t, "nothing to do any more", chores(), []meta.Chore{})
+	same(t, "graves", read(t, db, (*meta.Tx).Graves), []meta.Grave{g})
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.DeleteGrave(g.Version), tx.DeleteGrave(g.Version)) })
+	same(t, "no graves", read(t, db, (*meta.Tx).Graves), []meta.Grave{})
+}
+
+func testLastDeadSlot(t *testing.T, p Place) {
+	db := p.open(t)
+	w := NewWorld(t, db)
+	v := snapferry.NewVersionID()
+	s := []meta.Segment{
+		{ID: snapferry.NewSegmentID(), Chain: w.Chain.ID, Version: v, Kind: snapferry.BlockFrame, Object: "objects/1", Offset: 16, Length: 100, Slots: 2},
+		{ID: snapferry.NewSegmentID(), Chain: w.Chain.ID, Version: v, Kind: snapferry.NodeFrame, Object: "objects/1", Offset: 116, Length: 50, Slots: 1},
+	}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.InsertSegments(s), tx.PlaceSegments(meta.Object{Name: "objects/1", Size: 200, Chain: w.Chain.ID}, s))
+	})
+	mark := func(i int, slots ...uint16) {
+		t.Helper()
+		update(t, db, func(tx *meta.Tx) error {
+			for _, slot := range slots {
+				if _, _, err := tx.MarkDead(s[i].ID, []meta.DeadSlot{{Slot: slot, Length: 10}}, at(3)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	object := func() meta.Object {
+		return read(t, db, func(tx *meta.Tx) (meta.Object, error) { return tx.Object("objects/1") })
+	}
+	condemned := func(until time.Time) []meta.Object {
+		return read(t, db, func(tx *meta.Tx) ([]meta.Object, error) { return tx.Condemned(until, 0) })
+	}
+	mark(0, 0)
+	same(t, "dead bytes after a frame", object().Dead, int64(10))
+	mark(0, 1)
+	same(t, "dead bytes after a segment", object().Dead, int64(100))
+	wantKind(t, db.View(t.Context(), func(tx *meta.Tx) error { _, err := tx.Segment(s[0].ID); return err }), snapferry.NotFound)
+	mark(0, 1) // of a segment that is gone
+	same(t, "state", object().State, meta.ObjectLive)
+	mark(1, 0)
+	o := object()
+	same(t, "state", o.State, meta.ObjectCondemned)
+	same(t, "since", o.Since, at(3))
+	same(t, "condemned before", condemned(at(2)), []meta.Object{})
+	same(t, "condemned", condemned(at(3)), []meta.Object{o})
+	update(t, db, func(tx *meta.Tx) error { return tx.CondemnObject("objects/1", at(9)) })
+	same(t, "since stays", object().Since, at(3))
+}
+
+func testStopReclaim(t *testing.T, p Place) {
+	db := p.open(t)
+	update(t, db, func(tx *meta.Tx) error { return tx.PutRegion(meta.Region{Name: "east", ID: "r1", Created: at(0)}) })
+	why := func() string { return read(t, db, (*meta.Tx).ReclaimStopped) }
+	same(t, "not stopped", why(), "")
+	update(t, db, func(tx *meta.Tx) error { return tx.StopReclaim("because") })
+	update(t, db, func(tx *meta.Tx) error {
+		return tx.PutRegion(meta.Region{Name: "east", ID: "r1", Incarnation: 2, Created: at(0)})
+	})
+	same(t, "stopped, also after the next start", why(), "because")
 }
 
 func testSegmentPages(t *testing.T, p Place) {

@@ -1,0 +1,86 @@
+package mutation
+
+const (
+	visit = "internal/vault/visit.go"
+	seal  = "internal/vault/seal.go"
+	life  = "internal/vault/life.go"
+	vault = "internal/vault"
+)
+
+// many lets the random histories of a mutation's test be more than usual.
+var many = []string{"-histories", "300"}
+
+// list is every fault that the tests are known to catch, each with the test.
+var list = []mutation{
+	{
+		name: "naive re-parenting: a ghost with two children is spliced out", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{visit, "if n := len(f.children); n > 1 {", "if n := len(f.children); n > 1<<20 {"}},
+	},
+	{
+		name: "deletion prunes by digest", pkg: vault, test: "TestLifeAndDeath", args: many,
+		edits: []edit{{"blockmap/only.go", "ok && SameRef(mine, theirs)", "ok && SameDigest(mine, theirs)"}},
+	},
+	{
+		name: "deletion does not wait for open children", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{visit, "VersionGhost || f.waits() || f.crowded()", "VersionGhost || f.crowded()"}},
+	},
+	{
+		name: "deletion does not look at the parent", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{visit, "if !f.parent.ID.IsZero() {\n\t\tneighbours", "if false {\n\t\tneighbours"}},
+	},
+	{
+		name: "nodes of a ghost that stays die with its blocks", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{visit, "\t\t\tnodes.add(c.Ref)\n\t\t\treturn nil\n", "\t\t\tbatch.add(c.Ref)\n\t\t\treturn nil\n"}},
+	},
+	{
+		name: "a splice commits over other neighbours than it computed with", pkg: vault, test: "TestNeighboursChangeInASplice",
+		edits: []edit{{visit, "if snapferry.IsKind(err, snapferry.NotFound) || err == nil && now.Edge != self.Edge {", "if snapferry.IsKind(err, snapferry.NotFound) {"}},
+	},
+	{
+		name: "attach without a check of its parent", pkg: vault, test: "TestLifeAndDeath", args: many,
+		edits: []edit{
+			{life, "if parent.State != snapferry.VersionSealed || parent.Chain != row.Chain {", "if parent.Chain != row.Chain {"},
+			{"internal/meta/versions.go", "if v.State == snapferry.VersionOpen && p.State == snapferry.VersionGhost {", "if false {"},
+		},
+	},
+	{
+		name: "sealing without settling", pkg: vault, test: "TestCrashInCopy|TestCheckpoint",
+		edits: []edit{{seal, "\t\t\tdead.add(r)\n\t\t}\n\t\treturn dead, nil\n", "\t\t\t_ = r\n\t\t}\n\t\treturn dead, nil\n"}},
+	},
+	{
+		name: "sealing after a restart without settling", pkg: vault, test: "TestCrashInCopy",
+		edits: []edit{{seal, "\t\t\tif !live[s.ID].has(slot) {", "\t\t\tif false {"}},
+	},
+	{
+		name: "a ghost is not looked at again when something changed beside it", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{seal, "row.State != snapferry.VersionGhost {\n\t\treturn err\n\t}\n\treturn tx.SetDue(id, true)", "row.State != snapferry.VersionGhost {\n\t\treturn err\n\t}\n\treturn nil"}},
+	},
+	{
+		name: "the last hold drops and nobody is told", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{"internal/vault/holds.go", "\t\tif dead {\n\t\t\tif err := tx.SetDue(id, true)", "\t\tif false {\n\t\t\tif err := tx.SetDue(id, true)"}},
+	},
+	{
+		name: "a version is buried while a record names it", pkg: vault, test: "TestForwardStaysWhileItIsNamed",
+		edits: []edit{{visit, "named = err == nil && child.Stale", "named = false"}},
+	},
+	{
+		name: "the forward is written after the splice", pkg: vault, test: "TestForwardComesFirst",
+		edits: []edit{{visit, "fence: fence, forwarded: true, forward: f.self.Parent,", "fence: fence,"}},
+	},
+	{
+		name: "a late record of an aborted version is not known to be garbage", pkg: vault, test: "TestZombie",
+		edits: []edit{{life, "if row.Reserved == 0 {", "if true {"}},
+	},
+	{
+		name: "a record is written over a state that is past", pkg: "internal/meta", test: "TestConformance",
+		edits: []edit{{"internal/meta/statements.go", "ELSE loose END WHERE id = $1 AND edge = $2", "ELSE loose END WHERE id = $1 AND $2 = $2"}},
+	},
+	{
+		name: "a slot dies twice", pkg: "internal/meta", test: "TestConformance",
+		edits: []edit{{"internal/meta/life.go", "s.DeadSlots[d.Slot/8]&bit == 0 {", "true {"}},
+	},
+	{
+		name: "the object of the last dead slot is not condemned", pkg: vault, test: "TestLifeAndDeath",
+		edits: []edit{{"internal/meta/life.go", "if free != \"\" {", "if false {"}},
+	},
+}
