@@ -37,7 +37,7 @@ var list = []mutation{
 		edits: []edit{{visit, "if snapferry.IsKind(err, snapferry.NotFound) || err == nil && now.Edge != self.Edge {", "if snapferry.IsKind(err, snapferry.NotFound) {"}},
 	},
 	{
-		name: "attach without a check of its parent", pkg: vault, test: "TestLifeAndDeath", args: many,
+		name: "attach without a check of its parent", pkg: vault, test: "TestAttachToWhatGoes",
 		edits: []edit{
 			{life, "if parent.State != snapferry.VersionSealed || parent.Chain != row.Chain {", "if parent.Chain != row.Chain {"},
 			{"internal/meta/versions.go", "if v.State == snapferry.VersionOpen && p.State == snapferry.VersionGhost {", "if false {"},
@@ -61,7 +61,7 @@ var list = []mutation{
 	},
 	{
 		name: "a version is buried while a record names it", pkg: vault, test: "TestForwardStaysWhileItIsNamed",
-		edits: []edit{{visit, "named = err == nil && child.Stale", "named = false"}},
+		edits: []edit{{visit, "named = err == nil && child.Stale", "named, _ = false, child"}},
 	},
 	{
 		name: "the forward is written after the splice", pkg: vault, test: "TestForwardComesFirst",

@@ -162,6 +162,21 @@ func TestForwardStaysWhileItIsNamed(t *testing.T) {
 	}
 }
 
+// TestAttachToWhatGoes attaches below versions that are being deleted: one that
+// stays for its children, and one that is about to go.
+func TestAttachToWhatGoes(t *testing.T) {
+	x := fork(newTree(t, simtest.NewFactory(t)))
+	x.mustDrop("b")
+	x.must(x.drop("c"))
+	for _, name := range []string{"b", "c"} {
+		if _, err := x.Attach(x.vol, x.ids[name], historySize); !snapferry.IsKind(err, snapferry.Conflict) {
+			t.Errorf("attach below %s: got %v, want Conflict", name, err)
+		}
+	}
+	x.must(x.Settle(context.Background()))
+	x.Check(t, simtest.NoGarbage)
+}
+
 // TestZombie lets a writer of a version record stop before it writes, until the
 // version is gone: what it writes then is garbage, and known to be.
 func TestZombie(t *testing.T) {

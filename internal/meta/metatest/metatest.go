@@ -497,13 +497,13 @@ func testLastDeadSlot(t *testing.T, p Place) {
 
 func testStopReclaim(t *testing.T, p Place) {
 	db := p.open(t)
-	update(t, db, func(tx *meta.Tx) error { return tx.PutRegion(meta.Region{Name: "east", ID: "r1", Created: at(0)}) })
+	r := meta.Region{Name: "east", ID: "r1", SignKey: []byte{1}, LookupKey: []byte{2}, Created: at(0)}
+	update(t, db, func(tx *meta.Tx) error { return tx.PutRegion(r) })
 	why := func() string { return read(t, db, (*meta.Tx).ReclaimStopped) }
 	same(t, "not stopped", why(), "")
 	update(t, db, func(tx *meta.Tx) error { return tx.StopReclaim("because") })
-	update(t, db, func(tx *meta.Tx) error {
-		return tx.PutRegion(meta.Region{Name: "east", ID: "r1", Incarnation: 2, Created: at(0)})
-	})
+	r.Incarnation = 2
+	update(t, db, func(tx *meta.Tx) error { return tx.PutRegion(r) })
 	same(t, "stopped, also after the next start", why(), "because")
 }
 
