@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Deletes every second snapshot of a history, with Snapferry and its peers, in
+one run.
+
+usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH]
+
+DIR holds v1.raw (see images.sh) and takes everything else. Each tool takes N
+snapshots of the same disk, into which CHANGES random pieces of 4 to 64 KiB are
+written between two snapshots, then deletes every second one and gives the space
+back: restic by forget --prune, kopia by snapshot delete and a full maintenance,
+Snapferry by deleting and letting its jobs come to rest, compaction and the
+removal of objects included. Then the last snapshot is read back and compared.
+
+Wall time includes a sync; CPU and memory are those of the command, for
+Snapferry those of its region process too, whose peak starts anew before the
+deletion. A region waits before it removes objects, for readers with old
+addresses (reclaim_grace); the wait is set to one second here, and counts.
+Prints Markdown, with ratios to Snapferry.
+"""
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import compare
+from compare import proc, sh, size
+
+
+def change(path, seed, pieces):
+    """Overwrites random pieces of a disk."""
+    rng = random.Random(seed)
+    end = os.path.getsize(path)
+    with open(path, "r+b") as f:
+        for _ in range(pieces):
+            n = rng.choice([4, 8, 16, 32, 64]) << 10
+            f.seek(rng.randrange(0, (end - n) >> 12) << 12)
+            f.write(rng.randbytes(n // 2) * 2)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+class Restic(compare.Restic):
+    def snapshots(self):
+        got = self.out_of("restic", "-q", "--no-cache", "-r", self.repo[0], "snapshots", "--json")
+        return [s["id"] for s in sorted(got, key=lambda s: s["time"])]
+
+    def out_of(self, *argv):
+        import json
+        return json.loads(subprocess.run(argv, env=self.env, check=True, capture_output=True).stdout)
+
+    def delete(self, ids):
+        self.restic(0, "forget", "--prune", *ids)
+
+    def restore_last(self):
+        to = os.path.join(self.dir, "restored")
+        self.restic(0, "restore", "latest", "--target", to, "--sparse")
+        return to + self.disk
+
+
+class Kopia(compare.Kopia):
+    def snapshots(self):
+        import json
+        got = subprocess.run(["kopia", "snapshot", "list", "--json", "--all", f"{self.dir}/src"], env=self.env, check=True, capture_output=True)
+        return [s["id"] for s in json.loads(got.stdout)]
+
+    def delete(self, ids):
+        self.cmd("kopia", "snapshot", "delete", "--delete", *ids)
+        self.cmd("kopia", "maintenance", "run", "--full", "--safety=none")
+
+    def restore_last(self):
+        self.prepare_restore()
+        self.restore()
+        return self.out
+
+
+class Snapferry(compare.Snapferry):
+    grace = "1s"
+
+    def backup(self, image):
+        self.ids = getattr(self, "ids", [])
+        self.ids.append(self.ours("snapshot", "import", image, "--volume", "disk", "--region", "east")["id"])
+
+    def snapshots(self):
+        return list(self.ids)
+
+    def delete(self, ids):
+        self.slowest = 0
+        for id in ids:
+            began = time.monotonic()
+            self.ours("snapshot", "delete", id, "--region", "east")
+            self.slowest = max(self.slowest, time.monotonic() - began)
+        self.answered = time.monotonic()
+        while True:
+            jobs = [j for j in self.ours("region", "jobs", "--region", "east") if j["kind"] != "sweep" and j["state"] in ("queued", "running")]
+            if not jobs:
+                return
+            time.sleep(0.05)
+
+    def restore_last(self):
+        self.ours("snapshot", "export", self.ids[-1], self.out, "--region", "east")
+        return self.out
+
+
+TOOLS = {"snapferry": (Snapferry, None), "restic": (Restic, "restic"), "kopia": (Kopia, "kopia")}
+
+
+def run(args, key):
+    cls, _ = TOOLS[key]
+    dir = os.path.join(args.dir, "history-" + key)
+    shutil.rmtree(dir, ignore_errors=True)
+    os.makedirs(dir)
+    disk = os.path.join(args.dir, "history.raw")
+    shutil.copyfile(os.path.join(args.dir, "v1.raw"), disk)
+    tool = cls(args, dir)
+    try:
+        began = time.monotonic()
+        for n in range(args.snapshots):
+            if n > 0:
+                change(disk, n, args.changes)
+            tool.backup(disk)
+        took, before = time.monotonic() - began, tool.stored()
+        ids = tool.snapshots()
+        if len(ids) != args.snapshots:
+            raise SystemExit(f"{key}: {len(ids)} snapshots, want {args.snapshots}")
+        held = {p: proc(p) for p in tool.pids()}
+        for p in tool.pids():
+            with open(f"/proc/{p}/clear_refs", "w") as f:
+                f.write("5")
+        pid = os.fork()
+        t0 = time.monotonic()
+        if pid == 0:  # so that what the children used is known of the deletion alone
+            tool.delete(ids[0:-1:2])
+            sh("sync", "-f", dir)
+            print(f"RESULT {key} slowest {getattr(tool, 'slowest', 0):.3f}", file=sys.stderr, flush=True)
+            os._exit(0)
+        _, status, used = os.wait4(pid, 0)
+        wall = time.monotonic() - t0
+        if status:
+            raise SystemExit(f"{key}: the deletion failed")
+        cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+        for p in tool.pids():
+            c, m = proc(p)
+            cpu, peak = cpu + c - held[p][0], max(peak, m) if key == "snapferry" else peak
+        if tool.pids():
+            peak = max(proc(p)[1] for p in tool.pids())
+        out = tool.restore_last()
+        sh("cmp", disk, out)
+        return {"making": took, "wall": wall, "cpu": cpu, "peak": peak, "before": before / 2**20, "after": tool.stored() / 2**20}
+    finally:
+        tool.close()
+        shutil.rmtree(dir, ignore_errors=True)
+        os.remove(disk)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("dir")
+    p.add_argument("--snapshots", type=int, default=100)
+    p.add_argument("--changes", type=int, default=64)
+    p.add_argument("--tools", default=",".join(TOOLS))
+    p.add_argument("--bin", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bin", "snapferry"))
+    args = p.parse_args()
+    args.dir = os.path.abspath(args.dir)
+    rows = {}
+    for key in args.tools.split(","):
+        if TOOLS[key][1] is None or shutil.which(TOOLS[key][1]):
+            rows[key] = run(args, key)
+            r = rows[key]
+            print(f"  {key:10} made in {r['making']:.0f} s; deleted in {r['wall']:.2f} s wall, {r['cpu']:.2f} s cpu, {r['peak']:.0f} MiB peak; "
+                  f"{r['before']:.0f} -> {r['after']:.0f} MiB", file=sys.stderr, flush=True)
+    print(f"| tool | delete {args.snapshots // 2} of {args.snapshots}: wall s | CPU s | peak MiB | MiB before | MiB after | wall / ours | peak / ours |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    ours = rows.get("snapferry")
+    for key, r in rows.items():
+        times = (f"{r['wall'] / ours['wall']:.1f}x", f"{r['peak'] / ours['peak']:.1f}x") if ours else ("-", "-")
+        print(f"| {key} | {r['wall']:.2f} | {r['cpu']:.2f} | {r['peak']:.0f} | {r['before']:.0f} | {r['after']:.0f} | {times[0]} | {times[1]} |")
+
+
+if __name__ == "__main__":
+    main()
