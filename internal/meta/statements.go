@@ -73,6 +73,13 @@ const (
 	objectCondemn
 	objectsCondemned
 	objectPage
+	objectsHollow
+	objectsSmall
+	objectsWriting
+	objectGoLive
+	objectDropWriting
+	segmentMove
+	segmentsOrphaned
 	checkpointPut
 	checkpointGet
 	checkpointDelete
@@ -129,7 +136,9 @@ const (
 	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
 	pinColumns    = `id, snapshot, version, region, incarnation, copy, created`
-	jobColumns    = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
+	// notOpen says of an object o that no segment there is of an open version.
+	notOpen    = `NOT EXISTS (SELECT 1 FROM segments s JOIN versions v ON v.id = s.version WHERE s.object = o.name AND v.state = 'open')`
+	jobColumns = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
 )
 
 // statementText holds the texts. They keep to what SQLite and PostgreSQL both
@@ -211,6 +220,18 @@ var statementText = [numStatements]string{
 	objectsCondemned: `SELECT ` + objectColumns + ` FROM objects WHERE state = 'condemned' AND since <= $1 ORDER BY since, name LIMIT $2`,
 	objectDelete:     `DELETE FROM objects WHERE name = $1`,
 	objectPage:       `SELECT ` + objectColumns + ` FROM objects WHERE name > $1 ORDER BY name LIMIT $2`,
+
+	// The conditions of the first two are those of partial indexes.
+	objectsHollow: `SELECT ` + objectColumns + ` FROM objects o WHERE chain = $1 AND state = 'live' AND dead * 4 >= size AND ` + notOpen + ` ORDER BY name LIMIT $2`,
+	objectsSmall: `SELECT ` + objectColumns + ` FROM objects o WHERE chain = $1 AND state = 'live' AND size < 8388608 AND ` + notOpen + `
+		ORDER BY created DESC, name DESC LIMIT $2`,
+	objectsWriting:    `SELECT ` + objectColumns + ` FROM objects WHERE state = 'writing' AND name > $1 ORDER BY name LIMIT $2`,
+	objectGoLive:      `UPDATE objects SET state = 'live', dead = $2 WHERE name = $1 AND state = 'writing'`,
+	objectDropWriting: `DELETE FROM objects WHERE name = $1 AND state = 'writing'`,
+	segmentMove: `UPDATE segments SET object = $4, "offset" = $5, length = $6, generation = generation + 1, dead_bytes = $7
+		WHERE id = $1 AND state = 'live' AND object = $2 AND generation = $3`,
+	segmentsOrphaned: `SELECT ` + segmentColumns + ` FROM segments s WHERE state = 'writing' AND id > $1 AND
+		NOT EXISTS (SELECT 1 FROM versions v WHERE v.id = s.version AND v.state = 'open') ORDER BY id LIMIT $2`,
 
 	checkpointPut: `INSERT INTO checkpoints (` + checkpointColumns + `) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (version) DO UPDATE SET root = $2, finished = $3, counts = $4, updated = $5`,

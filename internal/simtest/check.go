@@ -183,16 +183,52 @@ func (a *accounts) bucket(g Garbage, states map[snapferry.VersionID]snapferry.Ve
 		if ok && o.Size != i.Size {
 			a.tb.Errorf("%s: object %s has %d bytes, want %d", a.region.Name, i.Name, i.Size, o.Size)
 		}
-		_, err := segment.VerifyObject(objectReader{ctx, a.region.Bucket, i.Name, i.Size}, i.Size, nil)
+		scrub, err := segment.VerifyObject(objectReader{ctx, a.region.Bucket, i.Name, i.Size}, i.Size, nil)
+		if err == nil && o.State == meta.ObjectLive {
+			a.dead(o, scrub)
+		}
 		return err
 	})
 	if err != nil {
 		a.tb.Errorf("%s: bucket: %v", a.region.Name, err)
 	}
-	for name := range a.objects {
-		if !seen[name] {
+	for name, o := range a.objects {
+		if !seen[name] && o.State == meta.ObjectLive {
 			a.tb.Errorf("%s: object %s is missing", a.region.Name, name)
 		}
+		if o.State == meta.ObjectWriting && g == NoGarbage {
+			a.tb.Errorf("%s: object %s is garbage, registered by job %q", a.region.Name, name, o.Job)
+		}
+	}
+}
+
+// dead checks how many bytes of an object, and of the segments there, are
+// counted as dead.
+func (a *accounts) dead(o meta.Object, scrub *segment.Scrub) {
+	total := int64(0)
+	for _, b := range scrub.Segments {
+		s, ok := a.segments[b.Segment]
+		if !ok || s.Object != o.Name {
+			total += b.Length
+			continue
+		}
+		if s.Generation != b.Generation || s.Offset != b.Offset || s.Length != b.Length {
+			a.tb.Errorf("%s: segment %s has generation %d at %d with %d bytes, want %d at %d with %d",
+				a.region.Name, s.ID, b.Generation, b.Offset, b.Length, s.Generation, s.Offset, s.Length)
+		}
+		n := int64(0)
+		for i := range b.Footer.Len() {
+			if e := b.Footer.At(i); isDead(s, e.Slot) {
+				n += int64(e.Length)
+			}
+		}
+		if n != s.DeadBytes {
+			a.tb.Errorf("%s: segment %s counts %d dead bytes, has %d", a.region.Name, s.ID, s.DeadBytes, n)
+		}
+		total += n
+	}
+	if total != o.Dead {
+		a.tb.Errorf("%s: object %s counts %d dead bytes, has %d", a.region.Name, o.Name, o.Dead, total)
 	}
 }
 

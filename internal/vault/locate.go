@@ -10,120 +10,214 @@ import (
 	"github.com/snapferry/snapferry/segment"
 )
 
-// A place is where a segment's body is: part of an object.
+// A place is where a segment's body is: part of an object. Objects never
+// change, so what was read under a place stays right for that place; it may
+// only stop to be where the segment is.
 type place struct {
 	object         string
 	offset, length int64
-	kind           snapferry.FrameKind
+	// end is where reading may go on to in the object, for the sake of the
+	// segment's neighbours.
+	end        int64
+	generation uint32
+	kind       snapferry.FrameKind
+}
+
+// located is a footer and the place it was read from. With another place of the
+// same segment it must never be used.
+type located struct {
+	place  place
+	footer *segment.Footer
 }
 
 // locators remembers where segments are and what is in them. Both are small:
-// a place is a row, a footer some 25 bytes a frame.
+// a place is a row, a footer some 29 bytes a frame.
 type locators struct {
 	v  *Vault
 	mu sync.Mutex
-	// guarded by mu; dropped whole when they grow past maxLocators
+	// guarded by mu; dropped whole when they grow past maxPlaces, maxFooters
 	places  map[snapferry.SegmentID]place
-	footers map[snapferry.SegmentID]*segment.Footer
-	frames  int
+	footers map[snapferry.SegmentID]located
+	weight  int
 }
 
 const (
-	maxPlaces       = 1 << 16
-	maxFooterFrames = 1 << 18 // about 12 MiB of entries
+	maxPlaces  = 1 << 16
+	maxFooters = 1 << 18 // in frames: about 12 MiB
+	// footerWeight is what a footer weighs beside its frames, in frames.
+	footerWeight = 8
 )
 
 func newLocators(v *Vault) *locators {
-	return &locators{v: v, places: map[snapferry.SegmentID]place{}, footers: map[snapferry.SegmentID]*segment.Footer{}}
+	return &locators{v: v, places: map[snapferry.SegmentID]place{}, footers: map[snapferry.SegmentID]located{}}
 }
 
-// place finds a segment; fresh asks the metadata again.
-func (l *locators) place(ctx context.Context, id snapferry.SegmentID, fresh bool) (place, error) {
+// find finds segments and puts their places where they are asked for, by
+// number; fresh asks the metadata again.
+func (l *locators) find(ctx context.Context, ids []snapferry.SegmentID, places []place, fresh bool) error {
+	var ask []int
 	l.mu.Lock()
-	p, ok := l.places[id]
+	for i, id := range ids {
+		p, ok := l.places[id]
+		if places[i] = p; !ok || fresh {
+			ask = append(ask, i)
+		}
+	}
 	l.mu.Unlock()
-	if ok && !fresh {
-		return p, nil
+	if len(ask) == 0 {
+		return nil
 	}
-	var s meta.Segment
 	err := l.v.db.View(ctx, func(tx *meta.Tx) (err error) {
-		s, err = tx.Segment(id)
-		return err
+		for _, i := range ask {
+			if places[i], err = placeOf(tx, ids[i]); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	if snapferry.IsKind(err, snapferry.NotFound) || err == nil && s.State != meta.SegmentLive {
-		return place{}, snapferry.Errorf(snapferry.Corrupt, "segment %s is not in the metadata", id).WithHint("run: snapferry fsck --deep")
-	}
 	if err != nil {
-		return place{}, err
+		return err
 	}
-	p = place{object: s.Object, offset: s.Offset, length: s.Length, kind: s.Kind}
 	l.mu.Lock()
-	if len(l.places) >= maxPlaces {
+	defer l.mu.Unlock()
+	if len(l.places)+len(ask) > maxPlaces {
 		clear(l.places)
 	}
-	l.places[id] = p
-	l.mu.Unlock()
-	return p, nil
+	for _, i := range ask {
+		l.places[ids[i]] = places[i]
+	}
+	return nil
+}
+
+func placeOf(tx *meta.Tx, id snapferry.SegmentID) (place, error) {
+	s, err := tx.Segment(id)
+	switch {
+	case snapferry.IsKind(err, snapferry.NotFound):
+		return place{}, snapferry.Errorf(snapferry.NotFound, "segment %s was freed", id)
+	case err != nil:
+		return place{}, err
+	case s.State != meta.SegmentLive:
+		return place{}, snapferry.Errorf(snapferry.Corrupt, "segment %s is not durable", id).WithHint("run: snapferry fsck --deep")
+	}
+	p := place{object: s.Object, offset: s.Offset, length: s.Length, end: s.Offset + s.Length, generation: s.Generation, kind: s.Kind}
+	if s.Generation == 0 {
+		return p, nil
+	}
+	o, err := tx.Object(s.Object)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return p, nil
+	}
+	p.end = max(p.end, o.Size)
+	return p, err
 }
 
 // forget drops what is remembered of a segment.
 func (l *locators) forget(id snapferry.SegmentID) {
-	l.v.windows.Invalidate(windowKey{id, 0}) // a small node segment's footer lies there
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	p, ok := l.places[id]
 	delete(l.places, id)
-	if f := l.footers[id]; f != nil {
-		l.frames -= f.Len()
+	if f := l.footers[id].footer; f != nil {
+		l.weight -= f.Len() + footerWeight
 		delete(l.footers, id)
+	}
+	l.mu.Unlock()
+	if ok {
+		l.v.forgetWindows(p, p.length-min(p.length, windowSize), p.length) // the footer lies there
 	}
 }
 
+// noSlot says that a segment does not have a slot.
+type noSlot struct{ slot uint16 }
+
+func (e *noSlot) Error() string { return "the segment does not have the slot" }
+
+// stale reports whether an error of a read can come from a place where the
+// segment is not any more: the object gone, or its bytes not what they must be.
+func stale(err error) bool {
+	return snapferry.IsKind(err, snapferry.NotFound) || snapferry.IsKind(err, snapferry.Corrupt)
+}
+
 // retry runs fn with the place of a segment, and once more with a fresh one
-// when the first was stale: the object gone or its bytes not what they must be.
+// when the first was stale.
 func (l *locators) retry(ctx context.Context, id snapferry.SegmentID, fn func(place, *segment.Footer) error) error {
 	for try := 0; ; try++ {
-		p, err := l.place(ctx, id, try > 0)
-		if err != nil {
+		places := [1]place{}
+		if err := l.find(ctx, []snapferry.SegmentID{id}, places[:], try > 0); err != nil {
 			return err
 		}
+		p := places[0]
 		f, err := l.footer(ctx, id, p)
 		if err == nil {
 			err = fn(p, f)
 		}
-		if err == nil || try > 0 || !(snapferry.IsKind(err, snapferry.NotFound) || snapferry.IsKind(err, snapferry.Corrupt)) {
-			if snapferry.IsKind(err, snapferry.NotFound) {
-				return snapferry.Errorf(snapferry.Corrupt, "segment %s: object %s is missing from the bucket", id, p.object)
-			}
+		if err == nil || !stale(err) {
 			return err
+		}
+		if try > 0 {
+			return l.settle(ctx, err, id, p)
 		}
 		l.forget(id)
 	}
 }
 
+// settle gives the error of a last try its Kind: what metadata says is there
+// and is not is damage, but not what was freed.
+func (l *locators) settle(ctx context.Context, err error, id snapferry.SegmentID, p place) error {
+	var no *noSlot
+	if errors.As(err, &no) && l.freed(ctx, id, no.slot) {
+		return snapferry.Errorf(snapferry.NotFound, "slot %d of segment %s was freed", no.slot, id)
+	}
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return snapferry.Errorf(snapferry.Corrupt, "segment %s: object %s is missing from the bucket", id, p.object)
+	}
+	return err
+}
+
+// freed reports whether a slot that a segment does not have was freed.
+func (l *locators) freed(ctx context.Context, id snapferry.SegmentID, slot uint16) (dead bool) {
+	_ = l.v.db.View(ctx, func(tx *meta.Tx) error { // without an answer it was not
+		s, err := tx.Segment(id)
+		dead = snapferry.IsKind(err, snapferry.NotFound) || err == nil && slotSet(s.DeadSlots).has(slot)
+		return nil
+	})
+	return dead
+}
+
+// known returns the footer of a segment if it was read from that place before.
+func (l *locators) known(id snapferry.SegmentID, p place) *segment.Footer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.footers[id]; f.place == p {
+		return f.footer
+	}
+	return nil
+}
+
+// remember keeps a footer.
+func (l *locators) remember(id snapferry.SegmentID, p place, f *segment.Footer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old := l.footers[id].footer; old != nil {
+		l.weight -= old.Len() + footerWeight
+	}
+	if l.weight+f.Len()+footerWeight > maxFooters {
+		clear(l.footers)
+		l.weight = 0
+	}
+	l.footers[id] = located{place: p, footer: f}
+	l.weight += f.Len() + footerWeight
+}
+
 // footer reads and remembers the footer of a segment.
 func (l *locators) footer(ctx context.Context, id snapferry.SegmentID, p place) (*segment.Footer, error) {
-	l.mu.Lock()
-	f := l.footers[id]
-	l.mu.Unlock()
-	if f != nil {
+	if f := l.known(id, p); f != nil {
 		return f, nil
 	}
 	f, err := l.v.readFooter(ctx, id, p)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		l.remember(id, p, f)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if have := l.footers[id]; have != nil {
-		return have, nil
-	}
-	if l.frames+f.Len() > maxFooterFrames {
-		clear(l.footers)
-		l.frames = 0
-	}
-	l.footers[id] = f
-	l.frames += f.Len()
-	return f, nil
+	return f, err
 }
 
 // footerGuess is how much of a body's end is read first: the footer of a full
@@ -132,17 +226,7 @@ const footerGuess = 64 << 10
 
 func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place) (*segment.Footer, error) {
 	n := min(p.length, footerGuess)
-	var tail []byte
-	var err error
-	if p.kind == snapferry.NodeFrame && p.length <= windowSize {
-		// A small node segment comes whole: its nodes are wanted next.
-		if tail, err = v.window(ctx, id, p, 0); err == nil {
-			tail = tail[p.length-n:]
-		}
-	} else {
-		tail = make([]byte, n)
-		err = v.bucket.ReadAt(ctx, p.object, tail, p.offset+p.length-n)
-	}
+	tail, err := v.tail(ctx, p, n)
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +235,29 @@ func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place)
 	}
 	span, err := segment.FooterSpan(tail[n-segment.TrailerSize:])
 	if err == nil && int64(span) > n && int64(span) <= p.length {
-		tail = make([]byte, span)
-		err = v.bucket.ReadAt(ctx, p.object, tail, p.offset+p.length-int64(span))
+		tail, err = v.tail(ctx, p, int64(span))
 	}
-	var f *segment.Footer
-	if err == nil {
-		f, err = segment.DecodeFooter(tail, p.length, nil)
+	if err != nil {
+		return nil, wrapSegment(err, id, p)
 	}
+	return decodeFooter(tail, id, p)
+}
+
+// tail returns the last n bytes of a body. What is small and has neighbours that
+// may be wanted too comes by windows: a node segment, whose nodes are wanted
+// next, and what compaction put together.
+func (v *Vault) tail(ctx context.Context, p place, n int64) ([]byte, error) {
+	if p.length <= windowSize && (p.kind == snapferry.NodeFrame || p.generation > 0) {
+		return v.windowed(ctx, p, p.length-n, n)
+	}
+	b := make([]byte, n)
+	return b, v.bucket.ReadAt(ctx, p.object, b, p.offset+p.length-n)
+}
+
+// decodeFooter reads the footer at the end of tail, which ends where the body
+// does.
+func decodeFooter(tail []byte, id snapferry.SegmentID, p place) (*segment.Footer, error) {
+	f, err := segment.DecodeFooter(tail, p.length, nil)
 	if err != nil {
 		return nil, wrapSegment(err, id, p)
 	}

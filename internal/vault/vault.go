@@ -55,6 +55,7 @@ type Vault struct {
 	importStages *stages
 	writing      atomic.Int64   // writers open
 	readers      sync.Pool      // of *FrameReader
+	spoiled      spoiled        // objects that compaction leaves alone
 	reholds      [64]sync.Mutex // by version: changes of its holds
 	process      string         // random: owner of this process's readers
 	reader       atomic.Uint64  // number of the last one

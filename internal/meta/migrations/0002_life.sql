@@ -49,6 +49,8 @@ UPDATE objects SET chain = COALESCE((SELECT s.chain FROM segments s WHERE s.obje
 CREATE INDEX objects_chain ON objects (chain, state);
 CREATE INDEX objects_small ON objects (chain, created) WHERE state = 'live' AND size < 8388608;
 CREATE INDEX objects_hollow ON objects (chain) WHERE state = 'live' AND dead * 4 >= size;
+CREATE INDEX objects_writing ON objects (name) WHERE state = 'writing';
+CREATE INDEX segments_writing ON segments (id) WHERE state = 'writing';
 CREATE INDEX objects_condemned ON objects (since) WHERE state = 'condemned';
 
 -- Why nothing is reclaimed in this region ('' = it is): the bucket has version
