@@ -330,3 +330,18 @@ func (r *Region) WantNothing(tb TB) {
 		tb.Errorf("%s: bucket: %v", r.Name, err)
 	}
 }
+
+// WantEmpty fails the test unless the bucket has no object of segments and no
+// record.
+func (r *Region) WantEmpty(tb TB) {
+	tb.Helper()
+	for _, prefix := range []string{vault.ObjectPrefix, record.Prefix()} {
+		err := r.Bucket.List(context.Background(), prefix, "", func(i blob.Info) error {
+			tb.Errorf("%s: %s is left in the bucket", r.Name, i.Name)
+			return nil
+		})
+		if err != nil {
+			tb.Errorf("%s: bucket: %v", r.Name, err)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -124,8 +125,10 @@ func (h *history) step() error {
 		return h.abort(pick(h.rnd, h.open))
 	case n < 94 && len(h.live) > 0:
 		return h.drop(pick(h.rnd, h.live))
-	case n < 97 && len(h.live) > 1:
+	case n < 96 && len(h.live) > 1:
 		return h.rush()
+	case n < 98:
+		return h.tidy()
 	default:
 		return h.visits()
 	}
@@ -171,6 +174,39 @@ func (h *history) rush() error {
 		h.disks[child], h.open = disk, append(h.open, child)
 	}
 	return err
+}
+
+// tidy gives space back: compaction while eight readers read, removal of what is
+// condemned, a sweep.
+func (h *history) tidy() error {
+	h.log("tidy")
+	ctx := context.Background()
+	var g errgroup.Group
+	for range 8 {
+		id := pick(h.rnd, h.live)
+		if id.IsZero() {
+			break
+		}
+		want := h.disks[id].Digest()
+		g.Go(func() error {
+			got, err := h.Read(id)
+			if err == nil && got.Digest() != want {
+				err = snapferry.Errorf(snapferry.Corrupt, "version %s reads differently", name(id))
+			}
+			return err
+		})
+	}
+	g.Go(func() error {
+		if _, err := h.Vault.Compact(ctx, h.vol.Chain, vault.CompactConfig{}); err != nil {
+			return err
+		}
+		if _, err := h.Vault.Reclaim(ctx, time.Now(), nil); err != nil {
+			return err
+		}
+		_, err := h.Vault.Sweep(ctx, nil)
+		return err
+	})
+	return g.Wait()
 }
 
 // crash does a step under a power that fails at a random point of it, or a
@@ -331,6 +367,10 @@ func (h *history) end() {
 		h.fail("visit: %v", err)
 	}
 	h.WantNothing(h.t)
+	if err := h.tidy(); err != nil {
+		h.fail("tidy: %v", err)
+	}
+	h.WantEmpty(h.t)
 	if h.t.Failed() {
 		h.fail("the history above left something")
 	}

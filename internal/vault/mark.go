@@ -17,10 +17,7 @@ import (
 // dissolve is what free is in a chain that is not proven.
 func (v *Vault) dissolve(ctx context.Context, f *family, fence Fence, st *VisitStats) error {
 	if len(f.children) <= 1 {
-		if err := v.splice(ctx, f, deadList{}, fence, st); err != nil {
-			return err
-		}
-		return v.mark(ctx, f.self.Chain, fence, st)
+		return v.splice(ctx, f, deadList{}, fence, st) // to bury it marks
 	}
 	if err := v.mark(ctx, f.self.Chain, fence, st); err != nil {
 		return err
@@ -56,6 +53,9 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 		open[versions[i].ID] = versions[i].State == snapferry.VersionOpen
 	}
 	found, err := v.reach(ctx, versions)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return errMoved // one of the versions was spliced out meanwhile
+	}
 	if err != nil {
 		return err
 	}

@@ -143,14 +143,14 @@ func (v *Vault) visit(ctx context.Context, id snapferry.VersionID, fence Fence, 
 	case err != nil:
 		return err
 	case gone:
-		return v.bury(ctx, id, fence)
+		return v.bury(ctx, id, fence, st)
 	case f.self.State == snapferry.VersionOpen:
 		return nil
 	case f.self.Stale:
 		if err := v.rewrite(ctx, f.self, fence); err != nil {
 			return moved(err)
 		}
-		if err := v.buryOf(ctx, id, fence); err != nil {
+		if err := v.buryOf(ctx, id, fence, st); err != nil {
 			return err
 		}
 		return errMoved // the edge has: go on with what there is now
@@ -223,12 +223,25 @@ func (v *Vault) free(ctx context.Context, f *family, fence Fence, st *VisitStats
 		err = flush()
 	}
 	if err != nil {
-		return err
+		return v.unlessMoved(ctx, f, err)
 	}
 	if n := len(f.children); n > 1 {
 		return v.settleVisit(ctx, f, fence, n)
 	}
 	return v.splice(ctx, f, nodes, fence, st)
+}
+
+// unlessMoved returns err, with which a walk failed, or errMoved when the
+// neighbours changed meanwhile: the nodes of one that was spliced out are gone.
+func (v *Vault) unlessMoved(ctx context.Context, f *family, err error) error {
+	cerr := v.db.View(ctx, func(tx *meta.Tx) error {
+		_, err := sameEdge(tx, &f.self)
+		return err
+	})
+	if errors.Is(cerr, errMoved) {
+		return errMoved
+	}
+	return err
 }
 
 // only calls fn with what the version has and none of its neighbours.
@@ -302,11 +315,11 @@ func (v *Vault) splice(ctx context.Context, f *family, nodes deadList, fence Fen
 	st.Bytes.Add(size)
 	v.forgetDead(nodes)
 	if len(f.children) == 0 {
-		return v.bury(ctx, f.self.ID, fence)
+		return v.bury(ctx, f.self.ID, fence, st)
 	}
 	// The child's record still names the ghost. Writing it again is the child's
 	// visit, which buries the ghost: try it now, else a later one does it.
-	return v.visitStale(ctx, f.children, fence)
+	return v.visitStale(ctx, f.children, fence, st)
 }
 
 // unlink gives the children of a ghost its parent and forgets the ghost.
@@ -339,7 +352,7 @@ func unlink(tx *meta.Tx, f *family, now meta.Version, revision uint64) error {
 
 // visitStale writes the records of versions again that are behind, and buries
 // the ghosts they named.
-func (v *Vault) visitStale(ctx context.Context, versions []meta.Version, fence Fence) error {
+func (v *Vault) visitStale(ctx context.Context, versions []meta.Version, fence Fence, st *VisitStats) error {
 	for i := range versions {
 		var row meta.Version
 		err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
@@ -356,7 +369,7 @@ func (v *Vault) visitStale(ctx context.Context, versions []meta.Version, fence F
 			return nil // somebody else is at it; it is stale until it is done
 		}
 		if err == nil {
-			err = v.buryOf(ctx, row.ID, fence)
+			err = v.buryOf(ctx, row.ID, fence, st)
 		}
 		if err != nil {
 			return err
@@ -366,7 +379,7 @@ func (v *Vault) visitStale(ctx context.Context, versions []meta.Version, fence F
 }
 
 // buryOf buries the ghosts that a child's record named.
-func (v *Vault) buryOf(ctx context.Context, child snapferry.VersionID, fence Fence) error {
+func (v *Vault) buryOf(ctx context.Context, child snapferry.VersionID, fence Fence, st *VisitStats) error {
 	var graves []meta.Grave
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		graves, err = tx.GravesOf(child)
@@ -374,23 +387,26 @@ func (v *Vault) buryOf(ctx context.Context, child snapferry.VersionID, fence Fen
 	})
 	for _, g := range graves {
 		if err == nil {
-			err = v.bury(ctx, g.Version, fence)
+			err = v.bury(ctx, g.Version, fence, st)
 		}
 	}
 	return err
 }
 
 // bury removes the records of a version that is gone, when no other record
-// leads to it any more. The last one, which forwards, goes last.
-func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence) error {
+// leads to it any more. The last one, which forwards, goes last. In a chain that
+// is not proven what the version had alone is looked for first: until that is
+// marked the grave stays to be visited.
+func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence, st *VisitStats) error {
 	var g meta.Grave
+	var chain meta.Chain
 	named := false
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if g, err = tx.Grave(id); err != nil {
 			return err
 		}
-		if g.Child.IsZero() {
-			return nil
+		if chain, err = tx.Chain(g.Chain); err != nil || g.Child.IsZero() {
+			return err
 		}
 		child, err := tx.Version(g.Child)
 		named = err == nil && child.Stale
@@ -404,6 +420,11 @@ func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence) e
 	}
 	if err != nil {
 		return err
+	}
+	if !chain.Proven {
+		if err := v.mark(ctx, g.Chain, fence, st); err != nil {
+			return err
+		}
 	}
 	names, err := v.records(ctx, id)
 	if err != nil {

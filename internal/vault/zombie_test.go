@@ -2,6 +2,8 @@ package vault_test
 
 import (
 	"context"
+	"database/sql"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -175,6 +177,74 @@ func TestAttachToWhatGoes(t *testing.T) {
 	}
 	x.must(x.Settle(context.Background()))
 	x.Check(t, simtest.NoGarbage)
+}
+
+// breakRule makes the chain one whose tree cannot be trusted: b has no parent any
+// more, with all it has from it, and nobody has proven anything.
+func (x *tree) breakRule(path string) {
+	x.t.Helper()
+	x.Update(func(tx *meta.Tx) error {
+		b, err := tx.Version(x.ids["b"])
+		if err != nil {
+			return err
+		}
+		b.Parent = snapferry.VersionID{}
+		return tx.UpdateVersion(b, b.Edge)
+	})
+	db, err := sql.Open("sqlite", path)
+	x.must(err)
+	defer db.Close()
+	_, err = db.Exec("UPDATE chains SET proven = 0")
+	x.must(err)
+}
+
+// TestUnprovenChain deletes in a chain whose tree breaks the rule: by difference
+// that would free what others have.
+func TestUnprovenChain(t *testing.T) {
+	for _, order := range [][]string{{"a", "b", "c"}, {"b", "a", "c"}, {"c", "b", "a"}} {
+		t.Run(strings.Join(order, " "), func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "meta.db")
+			x := newTree(t, simtest.NewFactory(t))
+			x.Stop()
+			x.Region = simtest.NewFactory(t).NewRegion(t, simtest.Options{DB: path})
+			x.vol = x.Volume(x.Account("a"), "disk")
+			chainOfThree(x)
+			x.breakRule(path)
+			for _, name := range order {
+				x.mustDrop(name)
+				x.wantLive(nil)
+			}
+			x.WantNothing(t)
+		})
+	}
+}
+
+// TestUnprovenChainIsProven deletes in a chain that is not proven and keeps the
+// rule: the first deletion walks all of it and proves it.
+func TestUnprovenChainIsProven(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meta.db")
+	x := newTree(t, simtest.NewFactory(t))
+	x.Stop()
+	x.Region = simtest.NewFactory(t).NewRegion(t, simtest.Options{DB: path})
+	x.vol = x.Volume(x.Account("a"), "disk")
+	fork(x)
+	db, err := sql.Open("sqlite", path)
+	x.must(err)
+	defer db.Close()
+	_, err = db.Exec("UPDATE chains SET proven = 0")
+	x.must(err)
+	x.mustDrop("b")
+	x.View(func(tx *meta.Tx) error {
+		c, err := tx.Chain(x.vol.Chain)
+		if !c.Proven {
+			t.Error("the chain is not proven")
+		}
+		return err
+	})
+	x.wantLive(nil)
+	x.Check(t, simtest.NoGarbage)
+	x.mustDrop("c", "a", "d")
+	x.WantNothing(t)
 }
 
 // TestZombie lets a writer of a version record stop before it writes, until the
