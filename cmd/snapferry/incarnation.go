@@ -70,7 +70,7 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 		if highest != nil {
 			return row, foreignBucket(*highest)
 		}
-		if err := bucket.Check(ctx); err != nil {
+		if _, err := bucket.Check(ctx); err != nil {
 			return row, err
 		}
 		if row, err = newRegion(ctx, db, name); err != nil {

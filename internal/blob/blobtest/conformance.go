@@ -59,7 +59,7 @@ func runConformance(t *testing.T, open func(t *testing.T) blob.Driver, flat bool
 		{"ListWhileChanging", testListWhileChanging},
 		{"Cancelled", testCancelled},
 		{"Concurrent", testConcurrent},
-		{"Check", func(t *testing.T, d blob.Driver) { noError(t, blob.New(d).Check(t.Context())) }},
+		{"Check", testCheck},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := open(t)
@@ -445,6 +445,21 @@ func testConcurrent(t *testing.T, d blob.Driver) {
 	if want := 8*12 + 1; n != want {
 		t.Errorf("%d objects are left, want %d", n, want)
 	}
+}
+
+// testCheck proves that the driver passes the check that every bucket has to.
+func testCheck(t *testing.T, d blob.Driver) {
+	proofs, err := blob.New(d).Check(t.Context())
+	noError(t, err)
+	var got []string
+	for _, p := range proofs {
+		got = append(got, p.Property)
+	}
+	want := []string{blob.ReadAfterWrite, blob.CreateIfAbsent, blob.ListAfterWrite, blob.DeleteAtOnce}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("proofs differ (-want +got):\n%s", diff)
+	}
+	wantNames(t, d, "", "")
 }
 
 func parallel(n int, fn func(i int)) {

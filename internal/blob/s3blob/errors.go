@@ -21,6 +21,7 @@ var errNotFound = snapferry.Errorf(snapferry.NotFound, "no such object")
 // by the status.
 var codes = map[string]snapferry.Kind{
 	"NoSuchKey":                    snapferry.NotFound,
+	"NotFound":                     snapferry.NotFound, // the SDK's, of a HEAD
 	"PreconditionFailed":           snapferry.Exists,
 	"AccessDenied":                 snapferry.Denied,
 	"AllAccessDisabled":            snapferry.Denied,
@@ -28,6 +29,7 @@ var codes = map[string]snapferry.Kind{
 	"ExpiredToken":                 snapferry.Denied,
 	"InvalidAccessKeyId":           snapferry.Denied,
 	"InvalidToken":                 snapferry.Denied,
+	"XAdminUserNotFound":           snapferry.Denied, // of versitygw
 	"SignatureDoesNotMatch":        snapferry.Denied,
 	"RequestTimeTooSkewed":         snapferry.Denied,
 	"AuthorizationHeaderMalformed": snapferry.Invalid,
@@ -51,10 +53,12 @@ var codes = map[string]snapferry.Kind{
 	"MethodNotAllowed":             snapferry.Unsupported,
 }
 
+// statusKind is the Kind of an answer without a code that is known. A status of
+// 404 is none of S3's then, and so says nothing of an object.
 func statusKind(status int) snapferry.Kind {
 	switch {
 	case status == http.StatusNotFound:
-		return snapferry.NotFound
+		return snapferry.Unavailable
 	case status == http.StatusPreconditionFailed:
 		return snapferry.Exists
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
@@ -96,7 +100,7 @@ func (d *Driver) fail(outer context.Context, err error, attempts int) error {
 		code = api.ErrorCode()
 	}
 	status := statusOf(err)
-	if status == 0 && code == "" {
+	if code == "" && (status == 0 || status == http.StatusOK) { // no answer, or a part of one
 		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+innermost(err).Error()
 		e.Hint = d.networkHint(err)
 	} else {
@@ -128,7 +132,7 @@ func answer(status int, code string, api smithy.APIError) string {
 		s += " " + text
 	}
 	if api != nil {
-		if m := strings.TrimSpace(api.ErrorMessage()); m != "" && m != code && m != "UnknownError" {
+		if m := strings.TrimSuffix(strings.TrimSpace(api.ErrorMessage()), "."); m != "" && m != code && m != "UnknownError" {
 			s += ": " + m
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
@@ -81,8 +82,12 @@ func isHopeless(err error) aws.Ternary {
 }
 
 // mayPass finds errors that the SDK would not try again: of conditional writes
-// that met each other, of bodies damaged on their way, of overload.
+// that met each other, of bodies damaged on their way, of answers that broke
+// off, of overload.
 func mayPass(err error) aws.Ternary {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return aws.TrueTernary
+	}
 	var api smithy.APIError
 	if errors.As(err, &api) {
 		switch api.ErrorCode() {
