@@ -62,7 +62,7 @@ func must() bool { return os.Getenv("CI") != "" }
 func realConfig(s *s3test.Server, bucket string) Config {
 	return Config{
 		Bucket: bucket, Endpoint: s.Endpoint, PathStyle: true, Region: s3test.Region,
-		Credentials: &Credentials{s.AccessKey, s.SecretKey},
+		Credentials: &Credentials{s3test.AccessKey, s3test.SecretKey},
 	}
 }
 

@@ -546,7 +546,7 @@ func TestConfig(t *testing.T) {
 func TestWrongKey(t *testing.T) {
 	s := s3test.Start(t, must(), testBucket)
 	cfg := realConfig(s, testBucket)
-	cfg.Credentials = &Credentials{s.AccessKey, "wrong"}
+	cfg.Credentials = &Credentials{s3test.AccessKey, "wrong"}
 	d := mustOpen(t, cfg)
 	wantErr(t, "put", d.Put(t.Context(), "a", []byte("x")), snapferry.Denied, "SignatureDoesNotMatch")
 	wantErr(t, "put", d.Put(t.Context(), "a", []byte("x")), snapferry.Denied, "the secret key does not belong to the access key")

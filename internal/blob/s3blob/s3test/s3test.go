@@ -24,8 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Region is what the store takes its region to be.
-const Region = "us-east-1"
+// What every store of this package has: its region, and the only key it knows.
+const (
+	Region    = "us-east-1"
+	AccessKey = "snapferrytest"
+	SecretKey = "of-no-use-elsewhere"
+)
 
 const (
 	program   = "github.com/versity/versitygw/cmd/versitygw"
@@ -38,9 +42,7 @@ const (
 // Server is a store. Its address stays the same when it is stopped and started
 // again, and so do its objects.
 type Server struct {
-	Endpoint  string // http://127.0.0.1:PORT
-	AccessKey string
-	SecretKey string
+	Endpoint string // http://127.0.0.1:PORT
 
 	tb   testing.TB
 	exe  string
@@ -69,7 +71,7 @@ func Start(tb testing.TB, must bool, buckets ...string) *Server {
 		}
 		tb.Skip(err)
 	}
-	s := &Server{AccessKey: "snapferrytest", SecretKey: "of-no-use-elsewhere", tb: tb, exe: exe, dir: tb.TempDir()}
+	s := &Server{tb: tb, exe: exe, dir: tb.TempDir()}
 	for _, b := range append(buckets, "") { // the last makes the directory of buckets
 		s.Bucket(b)
 	}
@@ -103,7 +105,7 @@ func (s *Server) Bucket(name string) {
 func (s *Server) Start() {
 	s.tb.Helper()
 	r := &run{started: make(chan error), ended: make(chan struct{}), log: filepath.Join(s.dir, "log")}
-	r.cmd = exec.Command(s.exe, "--port", s.addr, "--access", s.AccessKey, "--secret", s.SecretKey, "--region", Region,
+	r.cmd = exec.Command(s.exe, "--port", s.addr, "--access", AccessKey, "--secret", SecretKey, "--region", Region,
 		"--health", health, "--quiet", "--keep-alive", "posix", filepath.Join(s.dir, "buckets"))
 	r.cmd.Env = []string{"HOME=" + s.dir, "PATH=/usr/bin:/bin"}
 	r.cmd.SysProcAttr = endWithUs()
