@@ -69,6 +69,14 @@ func (b *Bucket) Check(ctx context.Context) (proofs []Proof, err error) {
 	return proofs, nil
 }
 
+// LargeMaker is what a driver may have that makes large objects in another way
+// than small ones: Check proves that way too.
+type LargeMaker interface {
+	// LargeFrom returns from how many bytes on an object is large; above MaxBody
+	// none is.
+	LargeFrom() int64
+}
+
 // check is one run of Check.
 type check struct {
 	b      *Bucket
@@ -155,7 +163,30 @@ func (c *check) creates(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
+	if err := c.large(ctx); err != nil {
+		return "", err
+	}
 	return fmt.Sprintf("of %d that made one object at once exactly one did, %d times", checkWriters, checkRaces), nil
+}
+
+// large proves that the name of a large object is taken once, if the driver
+// has a way of its own for these.
+func (c *check) large(ctx context.Context) error {
+	d, ok := c.b.d.(LargeMaker)
+	if !ok || d.LargeFrom() > MaxBody {
+		return nil
+	}
+	name := c.place + "/large"
+	body := checkBody(int(d.LargeFrom()))
+	if err := c.put(ctx, name, body); err != nil {
+		return err
+	}
+	if err := c.b.Put(ctx, name, append([]byte{'x'}, body[1:]...)); err == nil {
+		return missing(CreateIfAbsent, "a large object was made a second time")
+	} else if !snapferry.IsKind(err, snapferry.Exists) {
+		return err
+	}
+	return c.same(ctx, CreateIfAbsent, "a large object that could not be made again was changed", name, body)
 }
 
 // race lets many make one object at once.

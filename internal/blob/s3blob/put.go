@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
 
 	"github.com/snapferry/snapferry"
 )
@@ -63,8 +64,8 @@ func (d *Driver) putOne(ctx context.Context, name string, body []byte, token str
 // lostUpload reports whether an upload in parts is gone: its end may have been
 // reached by an attempt whose answer was lost.
 func lostUpload(err error) bool {
-	var gone *types.NoSuchUpload
-	return errors.As(err, &gone)
+	var api smithy.APIError
+	return errors.As(err, &api) && api.ErrorCode() == "NoSuchUpload"
 }
 
 // resolve finds out whose an object is whose name is said to be taken: this
@@ -77,6 +78,9 @@ func (d *Driver) resolve(ctx context.Context, name string, body []byte, token st
 			return err
 		}
 		return herr
+	}
+	if !snapferry.IsKind(err, snapferry.Exists) {
+		err = snapferry.Errorf(snapferry.Exists, "an object of that name is already there")
 	}
 	if got, ok := there.Metadata[tokenKey]; ok {
 		if got == token {

@@ -30,7 +30,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
@@ -91,8 +90,9 @@ type Retry struct {
 	// is random, its bound doubles with each attempt.
 	MaxBackoff time.Duration
 	// Tokens is the size of the bucket from which all further attempts of the
-	// driver take 5 tokens (10 after a timeout); a request that succeeds at once
-	// puts one back. While it is empty, requests are sent once. 0 means 500.
+	// driver take 5 tokens (10 after a timeout). They come back when the attempt
+	// succeeds; a request that succeeds at once puts one in, and each second ten.
+	// While there are too few, requests are sent once. 0 means 500.
 	Tokens uint
 }
 
@@ -110,7 +110,13 @@ type Driver struct {
 	sent   atomic.Int64
 }
 
-var _ blob.Driver = (*Driver)(nil)
+var (
+	_ blob.Driver     = (*Driver)(nil)
+	_ blob.LargeMaker = (*Driver)(nil)
+)
+
+// LargeFrom implements blob.LargeMaker: larger objects are uploaded in parts.
+func (d *Driver) LargeFrom() int64 { return d.cfg.MaxPut + 1 }
 
 // Open returns a driver for an S3 bucket. It sends nothing to the store. The
 // error is Invalid when the configuration is wrong, and Denied when there are
@@ -123,7 +129,7 @@ func Open(ctx context.Context, cfg Config) (*Driver, error) {
 	d := &Driver{cfg: cfg, where: cfg.where()}
 	d.retry = retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts, o.MaxBackoff = cfg.Retry.Attempts, cfg.Retry.MaxBackoff
-		o.RateLimiter = ratelimit.NewTokenRateLimit(cfg.Retry.Tokens)
+		o.RateLimiter = newBudget(cfg.Retry.Tokens)
 		o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(isHopeless)}, o.Retryables...)
 		o.Retryables = append(o.Retryables, retry.IsErrorRetryableFunc(mayPass))
 	})
@@ -168,10 +174,10 @@ func (cfg *Config) fill() {
 	if cfg.Stall <= 0 {
 		cfg.Stall = defaultStall
 	}
-	if cfg.MaxPut <= 0 {
+	if cfg.MaxPut == 0 {
 		cfg.MaxPut = blob.MaxBody
 	}
-	if cfg.PartSize <= 0 {
+	if cfg.PartSize == 0 {
 		cfg.PartSize = max(minPart, min(defaultPart, cfg.MaxPut))
 	}
 	if cfg.Log == nil {
@@ -191,6 +197,9 @@ func (cfg Config) Check() error {
 	if !bucketName.MatchString(cfg.Bucket) {
 		return snapferry.Errorf(snapferry.Invalid, "bucket %q is not the name of an S3 bucket", cfg.Bucket).
 			WithHint("a name has 3 to 63 of a-z 0-9 . - and begins and ends with a letter or digit")
+	}
+	if cfg.MaxPut < 0 || cfg.PartSize < 0 {
+		return snapferry.Errorf(snapferry.Invalid, "max_put of %d bytes is not possible", cfg.MaxPut)
 	}
 	if len(cfg.Prefix) > maxPrefix || !keyPrefix.MatchString(cfg.Prefix) {
 		return snapferry.Errorf(snapferry.Invalid, "prefix %.300q is not a prefix of keys", cfg.Prefix).
