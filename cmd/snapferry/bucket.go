@@ -29,6 +29,9 @@ const (
 	kindS3        = "s3"
 )
 
+// minMaxPut is the least size in bytes of a part of an upload in S3.
+const minMaxPut = 5 << 20
+
 // bucketConfig says where a region keeps its objects. The zero value is the
 // directory "bucket" in the region's own.
 type bucketConfig struct {
@@ -40,12 +43,14 @@ type bucketConfig struct {
 	Region    string `yaml:"region,omitempty"`
 	PathStyle bool   `yaml:"path_style,omitempty"`
 	CAFile    string `yaml:"ca_file,omitempty"`
+	MaxPut    int64  `yaml:"max_put,omitempty"` // bytes; 0: every object goes in one piece
 }
 
 // s3 is the configuration of the driver for S3.
 func (c bucketConfig) s3(log *slog.Logger) s3blob.Config {
 	return s3blob.Config{
-		Bucket: c.Bucket, Prefix: c.Prefix, Endpoint: c.Endpoint, Region: c.Region, PathStyle: c.PathStyle, CAFile: c.CAFile, Log: log,
+		Bucket: c.Bucket, Prefix: c.Prefix, Endpoint: c.Endpoint, Region: c.Region, PathStyle: c.PathStyle, CAFile: c.CAFile,
+		MaxPut: c.MaxPut, Log: log,
 	}
 }
 
@@ -65,12 +70,15 @@ func (c bucketConfig) check() error {
 				return snapferry.Errorf(snapferry.Invalid, "bucket.%s is for kind s3, not for a directory", f.key)
 			}
 		}
-		if c.PathStyle {
-			return snapferry.Errorf(snapferry.Invalid, "bucket.path_style is for kind s3, not for a directory")
+		if c.PathStyle || c.MaxPut != 0 {
+			return snapferry.Errorf(snapferry.Invalid, "bucket.path_style and bucket.max_put are for kind s3, not for a directory")
 		}
 	case kindS3:
 		if c.Path != "" {
 			return snapferry.Errorf(snapferry.Invalid, "bucket.path is for a directory, not for kind s3").WithHint("prefix is where objects are in an S3 bucket")
+		}
+		if c.MaxPut != 0 && c.MaxPut < minMaxPut {
+			return snapferry.Errorf(snapferry.Invalid, "bucket.max_put of %d bytes is less than %d, the least size of a part", c.MaxPut, minMaxPut)
 		}
 		if c.Bucket == "" {
 			return snapferry.Errorf(snapferry.Invalid, "bucket.bucket is missing: the name of the S3 bucket")
