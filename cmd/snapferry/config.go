@@ -16,7 +16,8 @@ import (
 // to the file's directory. docs/operations.md describes it.
 type serverConfig struct {
 	Name        snapferry.RegionName `yaml:"name"`
-	Directory   string               `yaml:"directory"` // meta.db and bucket/ are in it
+	Directory   string               `yaml:"directory"` // meta.db is in it, and bucket/ unless Bucket says otherwise
+	Bucket      bucketConfig         `yaml:"bucket,omitempty"`
 	API         apiConfig            `yaml:"api"`
 	Handoff     string               `yaml:"handoff"`
 	Peer        peerConfig           `yaml:"peer"`
@@ -77,7 +78,7 @@ func loadServerConfig(path string) (serverConfig, error) {
 }
 
 func (c *serverConfig) resolve(dir string) {
-	paths := []*string{&c.Directory, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
+	paths := []*string{&c.Directory, &c.Bucket.Path, &c.Bucket.CAFile, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
 	if c.API.unix() {
 		paths = append(paths, &c.API.Listen)
 	}
@@ -130,6 +131,9 @@ func (c *serverConfig) check() error {
 		if need.value == "" {
 			return snapferry.Errorf(snapferry.Invalid, "%s is missing", need.key).WithHint("docs/operations.md has an example")
 		}
+	}
+	if err := c.Bucket.check(); err != nil {
+		return err
 	}
 	if c.memory() < minMemory {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))

@@ -70,7 +70,7 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 		if highest != nil {
 			return row, foreignBucket(*highest)
 		}
-		if err := bucket.Check(ctx); err != nil {
+		if _, err := bucket.Check(ctx); err != nil {
 			return row, err
 		}
 		if row, err = newRegion(ctx, db, name); err != nil {
@@ -142,7 +142,7 @@ func readIncarnation(ctx context.Context, bucket *blob.Bucket, name string) (*in
 
 func foreignBucket(x incarnation) error {
 	return snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), and this metadata does not", x.Name, x.ID).
-		WithHint("correct directory in the configuration; when the metadata was lost, the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
+		WithHint("correct directory or bucket in the configuration; when the metadata was lost, the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
 }
 
 // checkIncarnation refuses metadata that does not belong to its bucket or is
@@ -153,7 +153,7 @@ func checkIncarnation(row meta.Region, highest *incarnation) error {
 		return nil
 	case highest == nil || highest.ID == row.ID && highest.Number < row.Incarnation:
 		return snapferry.Errorf(snapferry.Conflict, "the bucket is not the one of this metadata, or lost objects: incarnation %d is not in it", row.Incarnation).
-			WithHint("correct directory in the configuration, or bring the bucket back")
+			WithHint("correct directory or bucket in the configuration, or bring the bucket back")
 	case highest.ID != row.ID:
 		return foreignBucket(*highest)
 	case highest.Number > row.Incarnation+1:

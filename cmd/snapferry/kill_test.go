@@ -27,6 +27,7 @@ const (
 type relay struct {
 	listener net.Listener
 	to       string
+	upload   bool         // what goes there is slow and counted, instead of what comes back
 	passed   atomic.Int64 // bytes that came back from the region
 	mu       sync.Mutex
 	due      time.Time // when the next byte may pass
@@ -67,8 +68,12 @@ func (r *relay) join(near net.Conn) {
 	}
 	defer far.Close()
 	var both sync.WaitGroup
-	both.Go(func() { io.Copy(far, near); far.Close() })
-	both.Go(func() { r.pass(near, far); near.Close() })
+	there, back := func() { io.Copy(far, near) }, func() { r.pass(near, far) }
+	if r.upload {
+		there, back = func() { r.pass(far, near) }, func() { io.Copy(near, far) }
+	}
+	both.Go(func() { there(); far.Close() })
+	both.Go(func() { back(); near.Close() })
 	both.Wait()
 }
 

@@ -16,9 +16,19 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob/s3blob/s3test"
 )
 
 func TestMain(m *testing.M) {
+	// What regions in S3 find in their environment; nothing of the user's counts.
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": s3test.AccessKey, "AWS_SECRET_ACCESS_KEY": s3test.SecretKey, "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_PROFILE": "", "AWS_REGION": "", "AWS_SESSION_TOKEN": "",
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(m, map[string]func(){"snapferry": main})
 }
 

@@ -21,7 +21,6 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/api/nativeapi"
 	"github.com/snapferry/snapferry/internal/blob"
-	"github.com/snapferry/snapferry/internal/blob/dirblob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/handoff"
 	"github.com/snapferry/snapferry/internal/job"
@@ -76,12 +75,16 @@ func (s *regionServer) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The bucket's lock comes first: it keeps a second server out.
-	driver, err := dirblob.Open(ctx, filepath.Join(s.cfg.Directory, "bucket"), nil)
+	// The lock comes first: it keeps a second server out.
+	lock, err := lockRegion(s.cfg.Directory)
 	if err != nil {
 		return err
 	}
-	bucket := blob.New(driver)
+	s.onClose(lock.Close)
+	bucket, err := openBucket(ctx, s.cfg.Bucket.withDefault(s.cfg.Directory), s.log)
+	if err != nil {
+		return err
+	}
 	s.onClose(bucket.Close)
 	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, "meta.db")})
 	if err != nil {
@@ -237,7 +240,7 @@ func (s *regionServer) listenAPI() (net.Listener, error) {
 }
 
 // listenUnix listens on a unix socket that only this user can reach. The
-// socket of a process that ended is replaced; the lock of the bucket says that
+// socket of a process that ended is replaced; the lock of the region says that
 // there is no other server of this region.
 func listenUnix(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {

@@ -38,7 +38,7 @@ func (a *app) root() *cobra.Command {
 	cmd.SetErr(a.stderr)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&a.config, "config", "", "configuration: client.yaml, or that of the region for serve (default $"+configVariable+", else ~/.config/snapferry/client.yaml)")
+	flags.StringVar(&a.config, "config", "", "configuration: client.yaml, or that of the region for serve and bucket check (default $"+configVariable+", else ~/.config/snapferry/client.yaml)")
 	flags.StringVar(&a.region, "region", "", "region to talk to (default: default_region of the configuration)")
 	flags.StringVar(&a.account, "account", "", "account to act as (default: default_account of the configuration)")
 	flags.StringVarP(&a.output, "output", "o", "text", "form of results: text or json")
@@ -52,7 +52,7 @@ func (a *app) root() *cobra.Command {
 		return nil
 	}
 	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.snapshotCommand(), a.digestCommand(),
-		a.fsckCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
+		a.fsckCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
 	return cmd
 }
 

@@ -1,8 +1,9 @@
 // Package blob is a region's bucket: whole objects with names, made once,
 // never changed, read in ranges, listed in order, deleted. Bucket is what the
 // rest of the program uses; a Driver is what a place to store things has to
-// offer. dirblob keeps objects in a directory, memblob in memory; blobtest has
-// the suite that every driver passes, and drivers that fail on purpose.
+// offer. dirblob keeps objects in a directory, s3blob in an S3 store, memblob in
+// memory; blobtest has the suite that every driver passes, and drivers that
+// fail on purpose. Check proves what a place must give, Copy moves a bucket.
 package blob
 
 import (
@@ -32,8 +33,10 @@ const (
 // power, and so does the object over which Put reports Exists. When they
 // return another error, they may have done it or not, but never by half.
 //
-// Retries: a driver does not try again; who calls it does, when the error is
-// Unavailable. A Put tried again may find its own object and report Exists.
+// Retries: a driver of local files does not try again, one of a store across a
+// network does, within a budget; who calls may, when the error is Unavailable.
+// A Put called again may find its own object and report Exists; the further
+// attempts of one call never do.
 //
 // Concurrency: all methods may be called at once from any goroutine. A method
 // returns soon after ctx is done, and may have done its work by then.

@@ -191,7 +191,9 @@ func TestAlignedBuffer(t *testing.T) {
 // broken is a driver that lacks one property.
 type broken struct {
 	*memblob.Driver
-	lacks string
+	lacks   string
+	deleted string      // the first object of a list that was deleted
+	old     []blob.Info // the first list
 }
 
 func (d *broken) Put(ctx context.Context, name string, body []byte) error {
@@ -219,7 +221,7 @@ func (d *broken) ReadAt(ctx context.Context, name string, p []byte, off int64) (
 		return 0, snapferry.Errorf(snapferry.NotFound, "no such object")
 	}
 	n, err := d.Driver.ReadAt(ctx, name, p, off)
-	if d.lacks == "reads other bytes" && n > 0 {
+	if d.lacks == "reads other bytes" && n > 0 || d.lacks == "reads other ranges" && off > 0 {
 		p[n/2] ^= 1
 	}
 	return n, err
@@ -230,31 +232,55 @@ func (d *broken) List(ctx context.Context, prefix, after string, fn func(blob.In
 	case "lists late":
 		return nil
 	case "lists the dead":
-		if err := fn(blob.Info{Name: prefix + "/first"}); err != nil {
+		if d.deleted == "" {
+			break
+		}
+		if err := fn(blob.Info{Name: d.deleted}); err != nil {
 			return err
 		}
+	case "lists an old list":
+		if d.old == nil {
+			d.old = []blob.Info{}
+			err := d.Driver.List(ctx, prefix, after, func(i blob.Info) error { d.old = append(d.old, i); return nil })
+			if err != nil {
+				return err
+			}
+		}
+		for _, i := range d.old {
+			if err := fn(i); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return d.Driver.List(ctx, prefix, after, fn)
 }
 
 func (d *broken) Delete(ctx context.Context, name string) error {
-	if d.lacks == "keeps the deleted" {
+	switch d.lacks {
+	case "keeps the deleted":
 		return nil
+	case "lists the dead":
+		if d.deleted == "" && strings.Contains(name, "/list.") {
+			d.deleted = name
+		}
 	}
 	return d.Driver.Delete(ctx, name)
 }
 
 func TestCheck(t *testing.T) {
 	for lacks, want := range map[string]string{
-		"reads late": "read-after-write", "reads other bytes": "read-after-write", "lists late": "list-after-write", "overwrites": "create-if-absent",
+		"reads late": "read-after-write", "reads other bytes": "read-after-write", "reads other ranges": "read-after-write",
+		"lists late": "list-after-write", "lists an old list": "list-after-write", "overwrites": "create-if-absent",
 		"overwrites and says exists": "create-if-absent", "silently keeps": "create-if-absent", "both win": "create-if-absent", "none wins": "create-if-absent",
 		"loser's bytes": "create-if-absent", "keeps the deleted": "delete", "lists the dead": "delete",
 	} {
 		d := &broken{Driver: memblob.New(), lacks: lacks}
-		wantErr(t, lacks, blob.New(d).Check(t.Context()), snapferry.Unsupported, "does not give "+want)
+		_, err := blob.New(d).Check(t.Context())
+		wantErr(t, lacks, err, snapferry.Unsupported, "does not give "+want)
 	}
 	d := memblob.New()
-	if err := blob.New(d).Check(t.Context()); err != nil {
+	if _, err := blob.New(d).Check(t.Context()); err != nil {
 		t.Errorf("check: %v", err)
 	}
 	if err := d.List(t.Context(), "", "", func(i blob.Info) error { return errors.New(i.Name) }); err != nil {
@@ -269,12 +295,12 @@ func TestCheckFails(t *testing.T) {
 		for nth := 1; ; nth++ {
 			f := blobtest.NewFaulty(t, memblob.New())
 			f.Fail(op, "", nth, blobtest.Before)
-			err := blob.New(f).Check(t.Context())
+			_, err := blob.New(f).Check(t.Context())
 			if err == nil && nth > 1 {
 				break
 			}
 			wantErr(t, op.String(), err, snapferry.Unavailable, "on purpose")
-			if nth > 100 {
+			if nth > 1000 {
 				t.Fatal("the requests do not end")
 			}
 		}

@@ -31,7 +31,7 @@ const rooms = `
 2 segment
 2 record
 2 nbd
-3 internal/blob dirblob s3blob memblob blobtest
+3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
 3 internal/kms filekms kmstest
 3 internal/layer

@@ -28,6 +28,17 @@ import (
 // for durability. open returns a driver without objects; it is closed at the
 // end of the test it was opened for, if it can be.
 func RunConformance(t *testing.T, open func(t *testing.T) blob.Driver) {
+	runConformance(t, open, true)
+}
+
+// RunTreeConformance is RunConformance for a store of files in directories, in
+// which no object's name can be the beginning of another's, up to a slash. The
+// names of the program are never so.
+func RunTreeConformance(t *testing.T, open func(t *testing.T) blob.Driver) {
+	runConformance(t, open, false)
+}
+
+func runConformance(t *testing.T, open func(t *testing.T) blob.Driver, flat bool) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, blob.Driver)
@@ -36,19 +47,19 @@ func RunConformance(t *testing.T, open func(t *testing.T) blob.Driver) {
 		{"RangedReads", testRangedReads},
 		{"BigBodies", testBigBodies},
 		{"BodyStaysTheCallers", testBody},
-		{"NotFound", testNotFound},
+		{"NotFound", func(t *testing.T, d blob.Driver) { testNotFound(t, d, flat) }},
 		{"CreateIfAbsent", testCreateIfAbsent},
 		{"CreateRace", testCreateRace},
 		{"Delete", testDelete},
-		{"Names", testNames},
-		{"List", testList},
+		{"Names", func(t *testing.T, d blob.Driver) { testNames(t, d, flat) }},
+		{"List", func(t *testing.T, d blob.Driver) { testList(t, d, flat) }},
 		{"ListPages", testListPages},
-		{"ListRandom", testListRandom},
+		{"ListRandom", func(t *testing.T, d blob.Driver) { testListRandom(t, d, flat) }},
 		{"ListEnds", testListEnds},
 		{"ListWhileChanging", testListWhileChanging},
 		{"Cancelled", testCancelled},
 		{"Concurrent", testConcurrent},
-		{"Check", func(t *testing.T, d blob.Driver) { noError(t, blob.New(d).Check(t.Context())) }},
+		{"Check", testCheck},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := open(t)
@@ -127,10 +138,13 @@ func testBody(t *testing.T, d blob.Driver) {
 	wantObject(t, d, "a", was)
 }
 
-func testNotFound(t *testing.T, d blob.Driver) {
+func testNotFound(t *testing.T, d blob.Driver, flat bool) {
 	ctx := t.Context()
 	noError(t, d.Put(ctx, "objects/ab12", nil))
 	for _, name := range []string{"objects/ab13", "objects/ab1", "objects", "a", "ab12", "objects/ab12/x"} {
+		if !flat && collides(name, []string{"objects/ab12"}) {
+			continue
+		}
 		_, err := d.ReadAt(ctx, name, make([]byte, 1), 0)
 		wantKind(t, "read "+name, err, snapferry.NotFound)
 		_, err = d.Size(ctx, name)
@@ -202,9 +216,26 @@ func oddNames() []string {
 	}
 }
 
-func testNames(t *testing.T, d blob.Driver) {
+// collides reports whether a store of files cannot have an object of a name
+// beside those of others.
+func collides(name string, others []string) bool {
+	return slices.ContainsFunc(others, func(o string) bool {
+		return strings.HasPrefix(name, o+"/") || strings.HasPrefix(o, name+"/")
+	})
+}
+
+func testNames(t *testing.T, d blob.Driver, flat bool) {
 	ctx := t.Context()
 	names := oddNames()
+	if !flat {
+		var some []string
+		for _, name := range names {
+			if !collides(name, some) {
+				some = append(some, name)
+			}
+		}
+		names = some
+	}
 	for _, name := range names {
 		if err := blob.CheckName(name); err != nil {
 			t.Fatal(err)
@@ -223,13 +254,17 @@ func testNames(t *testing.T, d blob.Driver) {
 	noError(t, d.Put(ctx, "tmp/again", nil))
 }
 
-func testList(t *testing.T, d blob.Driver) {
+func testList(t *testing.T, d blob.Driver, flat bool) {
 	ctx := t.Context()
-	for i, name := range []string{"objects/ab12", "objects/ab13", "objects/cd", "object", "objects", "versions/1/1", "versions/1/2", "versions/10/1", "versions/1-/1"} {
+	for i, name := range []string{"objects/ab12", "objects/ab13", "objects/cd", "object", "versions/1/1", "versions/1/2", "versions/10/1", "versions/1-/1"} {
 		noError(t, d.Put(ctx, name, make([]byte, i)))
 	}
+	wantNames(t, d, "objects", "", "objects/ab12", "objects/ab13", "objects/cd")
+	if flat {
+		noError(t, d.Put(ctx, "objects", nil))
+		wantNames(t, d, "objects", "", "objects", "objects/ab12", "objects/ab13", "objects/cd")
+	}
 	wantNames(t, d, "objects/", "", "objects/ab12", "objects/ab13", "objects/cd")
-	wantNames(t, d, "objects", "", "objects", "objects/ab12", "objects/ab13", "objects/cd")
 	wantNames(t, d, "objects/ab", "objects/ab12", "objects/ab13")
 	wantNames(t, d, "objects/ab1", "objects/ab", "objects/ab12", "objects/ab13")
 	wantNames(t, d, "", "objects/ab13x", "objects/cd", "versions/1-/1", "versions/1/1", "versions/1/2", "versions/10/1")
@@ -278,7 +313,7 @@ func testListPages(t *testing.T, d blob.Driver) {
 }
 
 // testListRandom compares lists with those of a sorted slice.
-func testListRandom(t *testing.T, d blob.Driver) {
+func testListRandom(t *testing.T, d blob.Driver, flat bool) {
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func() string {
 		b := make([]byte, 1+r.IntN(7))
@@ -290,7 +325,7 @@ func testListRandom(t *testing.T, d blob.Driver) {
 	var names []string
 	for len(names) < 200 {
 		name := random()
-		if blob.CheckName(name) == nil && !slices.Contains(names, name) {
+		if blob.CheckName(name) == nil && !slices.Contains(names, name) && (flat || !collides(name, names)) {
 			noError(t, d.Put(t.Context(), name, nil))
 			names = append(names, name)
 		}
@@ -410,6 +445,21 @@ func testConcurrent(t *testing.T, d blob.Driver) {
 	if want := 8*12 + 1; n != want {
 		t.Errorf("%d objects are left, want %d", n, want)
 	}
+}
+
+// testCheck proves that the driver passes the check that every bucket has to.
+func testCheck(t *testing.T, d blob.Driver) {
+	proofs, err := blob.New(d).Check(t.Context())
+	noError(t, err)
+	var got []string
+	for _, p := range proofs {
+		got = append(got, p.Property)
+	}
+	want := []string{blob.ReadAfterWrite, blob.CreateIfAbsent, blob.ListAfterWrite, blob.DeleteAtOnce}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("proofs differ (-want +got):\n%s", diff)
+	}
+	wantNames(t, d, "", "")
 }
 
 func parallel(n int, fn func(i int)) {
