@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/blob/dirblob"
+	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/source"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -361,6 +363,139 @@ func BenchmarkSlowBucket(b *testing.B) {
 		})
 	})
 	b.Run("export", func(b *testing.B) { cold(b, func(r *region) { r.get(b, id, discard{}) }) })
+}
+
+// hollowed fills a bucket with the image's content, incompressible, and lets a
+// third of it die. It returns the region and the bytes of its objects.
+func hollowed(b *testing.B, driver blob.Driver) (r *region, names []string, size int64) {
+	b.Helper()
+	r = benchRegion(b, driver, snapferry.Stored)
+	r.put(b, openDisk(b, benchImage(b)), snapferry.VersionID{})
+	err := r.db.Update(context.Background(), func(tx *meta.Tx) error {
+		err := tx.AllSegments(func(s meta.Segment) error {
+			var dead []meta.DeadSlot
+			if s.Kind == snapferry.NodeFrame {
+				return nil
+			}
+			for i := 0; i < s.Slots; i += 3 {
+				dead = append(dead, meta.DeadSlot{Slot: uint16(i), Length: snapferry.BlockSize})
+			}
+			_, _, err := tx.MarkDead(s.ID, dead, time.Now())
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return tx.AllObjects(func(o meta.Object) error {
+			names, size = append(names, o.Name), size+o.Size
+			return nil
+		})
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return r, names, size
+}
+
+// BenchmarkCompact writes objects of which a third is dead again: bytes read and
+// written. BenchmarkBucketCopy reads and puts objects through the same bucket,
+// counted in the same way.
+func BenchmarkCompact(b *testing.B) {
+	var n int64
+	for b.Loop() {
+		b.StopTimer()
+		r, _, _ := hollowed(b, benchBucket(b))
+		b.StartTimer()
+		st, err := r.vault.Compact(context.Background(), r.chain, vault.CompactConfig{})
+		if err != nil || st.ObjectsOut == 0 {
+			b.Fatalf("%+v, %v", st, err)
+		}
+		n = st.Read + st.Written
+	}
+	b.SetBytes(n)
+}
+
+func BenchmarkBucketCopy(b *testing.B) {
+	driver := benchBucket(b)
+	_, names, size := hollowed(b, driver)
+	buf := blob.AlignedBuffer(blob.MaxBody)
+	bucket := blob.New(driver)
+	ctx := context.Background()
+	k := 0
+	b.SetBytes(2 * size)
+	for b.Loop() {
+		for _, name := range names {
+			n, err := bucket.Size(ctx, name)
+			if err == nil {
+				err = bucket.ReadAt(ctx, name, buf[:n], 0)
+			}
+			if err == nil {
+				k++
+				err = bucket.Put(ctx, fmt.Sprintf("objects/%032d", k), buf[:n])
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// BenchmarkTinySnapshots counts the requests of an export of the newest of 1,000
+// snapshots of one changed block each, before and after compaction.
+func BenchmarkTinySnapshots(b *testing.B) {
+	slow := blobtest.NewSlow(memblob.New(), 0)
+	r := benchRegion(b, slow, snapferry.Zstd)
+	var id snapferry.VersionID
+	d := &changing{size: 1 << 30}
+	for range 1000 {
+		d.blocks = append(d.blocks, rand.Int64N(d.size/snapferry.BlockSize))
+		_, id = r.put(b, d, id)
+	}
+	for _, when := range []string{"before", "after"} {
+		b.Run(when, func(b *testing.B) {
+			for b.Loop() {
+				var err error
+				c := *r
+				if c.vault, err = vault.New(vault.Config{Bucket: blob.New(slow), DB: r.db, Region: "east"}); err != nil {
+					b.Fatal(err)
+				}
+				slow.Reset()
+				c.get(b, id, discard{})
+			}
+			b.ReportMetric(float64(slow.Count(blobtest.ReadAt).Requests), "requests")
+		})
+		slow.Reset()
+		if _, err := r.vault.Compact(context.Background(), r.chain, vault.CompactConfig{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Logf("compaction: %d reads, %d puts", slow.Count(blobtest.ReadAt).Requests, slow.Count(blobtest.Put).Requests)
+}
+
+// changing is a disk of which some blocks have random content.
+type changing struct {
+	size   int64
+	blocks []int64
+}
+
+func (d *changing) Size() int64 { return d.size }
+
+func (d *changing) Next(off int64) (e extent.Extent, ok bool, err error) {
+	for _, k := range d.blocks {
+		at := max(k*snapferry.BlockSize, off)
+		if end := (k + 1) * snapferry.BlockSize; end > off && (!ok || at < e.Off) {
+			e, ok = extent.Extent{Off: at, Len: end - at}, true
+		}
+	}
+	return e, ok, nil
+}
+
+func (d *changing) ReadAt(p []byte, off int64) (int, error) {
+	for lo := int64(0); lo < int64(len(p)); lo += snapferry.BlockSize {
+		k, n := (off+lo)/snapferry.BlockSize, min(snapferry.BlockSize, int64(len(p))-lo)
+		rand.NewChaCha8([32]byte{byte(k), byte(k >> 8), 1}).Read(p[lo : lo+n])
+	}
+	return len(p), nil
 }
 
 // discard is a target that takes everything.
