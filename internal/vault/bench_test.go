@@ -145,6 +145,23 @@ func (r *region) put(tb testing.TB, disk vault.Disk, parent snapferry.VersionID)
 	return s, id
 }
 
+// deleteAll drops a version's only hold, frees what it had and removes the
+// objects.
+func (r *region) deleteAll(tb testing.TB, id snapferry.VersionID) {
+	tb.Helper()
+	ctx := context.Background()
+	err := r.vault.Release(ctx, meta.Hold{Version: id, Kind: "volume", Owner: "bench"}, nil)
+	if err == nil {
+		err = r.vault.Visit(ctx, id, nil, nil)
+	}
+	if err == nil {
+		_, err = r.vault.Reclaim(ctx, time.Now(), nil)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
 func (r *region) get(tb testing.TB, id snapferry.VersionID, t vault.Target) {
 	tb.Helper()
 	m, err := r.vault.MapOf(context.Background(), id)
@@ -363,6 +380,35 @@ func BenchmarkSlowBucket(b *testing.B) {
 		})
 	})
 	b.Run("export", func(b *testing.B) { cold(b, func(r *region) { r.get(b, id, discard{}) }) })
+	b.Run("delete", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			sealed, id = r.put(b, disk, snapferry.VersionID{})
+			slow.Reset()
+			b.StartTimer()
+			r.deleteAll(b, id)
+		}
+		b.ReportMetric(float64(requests())/gib(sealed), "requests/GiB")
+	})
+	b.Run("compact", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			slow.Delay(0)
+			h, _, size := hollowed(b, slow)
+			slow.Reset()
+			slow.Delay(20 * time.Millisecond)
+			b.StartTimer()
+			st, err := h.vault.Compact(context.Background(), h.chain, vault.CompactConfig{})
+			if err == nil {
+				_, err = h.vault.Reclaim(context.Background(), time.Now(), nil)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(requests())/(float64(size)/(1<<30)), "requests/GiB")
+			b.ReportMetric(float64(st.ObjectsIn), "objects")
+		}
+	})
 }
 
 // hollowed fills a bucket with the image's content, incompressible, and lets a
