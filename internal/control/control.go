@@ -34,6 +34,9 @@ type Config struct {
 	Peers   map[snapferry.RegionName]func(account string) transfer.Remote
 	Version string       // of the program
 	Log     *slog.Logger // nil for none
+
+	ReclaimGrace   time.Duration // between an object's condemnation and its removal; 0: a minute, less than 0: none
+	CompactionRate int64         // bytes per second that compaction may read; 0: as many as it can
 }
 
 // Region is one region's control plane. It is safe for concurrent use.
@@ -47,6 +50,8 @@ type Region struct {
 	version string
 	log     *slog.Logger
 	started time.Time
+	grace   time.Duration
+	pace    int64 // of compaction, bytes per second; 0: none
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
@@ -58,8 +63,15 @@ func New(c Config) *Region {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	switch {
+	case c.ReclaimGrace == 0:
+		c.ReclaimGrace = defaultGrace
+	case c.ReclaimGrace < 0:
+		c.ReclaimGrace = 0
+	}
 	return &Region{
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
+		grace: c.ReclaimGrace, pace: c.CompactionRate,
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 	}
 }
@@ -67,6 +79,7 @@ func New(c Config) *Region {
 // The kinds of jobs.
 const (
 	jobImport  = "import"
+	jobFork    = "fork"
 	jobCopy    = "copy"
 	jobDiscard = "discard"
 )
@@ -79,11 +92,12 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.finishDeletes(ctx); err != nil {
 		return err
 	}
-	return r.jobs.Start(ctx, map[string]job.Handler{
-		jobImport:  r.runImport,
-		jobCopy:    r.runCopy,
-		jobDiscard: r.runDiscard,
-	})
+	if err := r.startUpkeep(ctx); err != nil {
+		return err
+	}
+	handlers := r.upkeep()
+	handlers[jobImport], handlers[jobFork], handlers[jobCopy], handlers[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
+	return r.jobs.Start(ctx, handlers)
 }
 
 // Name returns the region's name.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/transfer"
@@ -129,8 +130,28 @@ func gone(t *testing.T, r *simtest.Region, id snapferry.SnapshotID) {
 	})
 }
 
+// rest waits until upkeep has nothing left to do in a region.
+func rest(t *testing.T, r *simtest.Region) {
+	t.Helper()
+	idle(t, r, "the end of upkeep in "+string(r.Name), func(tx *meta.Tx) (bool, error) {
+		left, err := tx.Chores()
+		if err != nil || len(left) > 0 {
+			return false, err
+		}
+		jobs, err := tx.JobsOfLane(job.Upkeep, 0)
+		for _, j := range jobs {
+			if j.Kind != "sweep" || j.RunAfter.IsZero() {
+				return false, err
+			}
+		}
+		return true, err
+	})
+}
+
 func (w *world) check() {
 	w.t.Helper()
+	rest(w.t, w.east)
+	rest(w.t, w.west)
 	w.east.Check(w.t, simtest.NoGarbage)
 	w.west.Check(w.t, simtest.NoGarbage)
 }

@@ -119,6 +119,8 @@ const (
 	usageOfSubject
 	auditInsert
 	auditOfSubject
+	volumeMove
+	chainList
 	choresWithout
 	jobQueued
 	jobsOfLane
@@ -297,6 +299,8 @@ var statementText = [numStatements]string{
 	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
 	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
 
+	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)`,
+	chainList:  `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
 	choresWithout: `SELECT c.id, c.chain FROM (
 			SELECT id, chain FROM versions WHERE due <> 0 AND ($1 = '' OR chain = $1)
 			UNION SELECT id, chain FROM versions WHERE stale <> 0 AND ($1 = '' OR chain = $1)

@@ -28,6 +28,15 @@ func (tx *Tx) QueuedJob(kind, subject string) (id snapferry.JobID, err error) {
 	return get(tx, jobQueued, func(r scanner, id *snapferry.JobID) error { return r.Scan(id) }, "queued job about", subject, subject, kind)
 }
 
+// MoveVolume puts a lineage that has no versions into another chain; NotFound
+// when it has some, or is not there.
+func (tx *Tx) MoveVolume(id snapferry.VolumeID, chain snapferry.ChainID) error {
+	return tx.one(volumeMove, []any{string(id), hexText(chain)}, "volume without versions", id)
+}
+
+// Chains returns all chains, by id.
+func (tx *Tx) Chains() ([]Chain, error) { return list(tx, chainList, scanChain, "chains") }
+
 // JobsOfLane returns at most limit (0: all) of the jobs of a lane that have not
 // ended, oldest first.
 func (tx *Tx) JobsOfLane(lane, limit int) ([]Job, error) {
