@@ -133,19 +133,26 @@ func gone(t *testing.T, r *simtest.Region, id snapferry.SnapshotID) {
 // rest waits until upkeep has nothing left to do in a region.
 func rest(t *testing.T, r *simtest.Region) {
 	t.Helper()
-	idle(t, r, "the end of upkeep in "+string(r.Name), func(tx *meta.Tx) (bool, error) {
-		left, err := tx.Chores()
-		if err != nil || len(left) > 0 {
+	idle(t, r, "the end of upkeep in "+string(r.Name), upkeepEnded)
+}
+
+func upkeepEnded(tx *meta.Tx) (bool, error) {
+	left, err := tx.Chores()
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	jobs, err := tx.JobsOfLane(job.Upkeep, 0)
+	for _, j := range jobs {
+		if j.Kind != "sweep" || j.RunAfter.IsZero() {
 			return false, err
 		}
-		jobs, err := tx.JobsOfLane(job.Upkeep, 0)
-		for _, j := range jobs {
-			if j.Kind != "sweep" || j.RunAfter.IsZero() {
-				return false, err
-			}
-		}
-		return true, err
-	})
+	}
+	return true, err
+}
+
+func atRest(r *simtest.Region) (ended bool) {
+	r.View(func(tx *meta.Tx) (err error) { ended, err = upkeepEnded(tx); return err })
+	return ended
 }
 
 func (w *world) check() {

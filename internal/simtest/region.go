@@ -190,6 +190,17 @@ func (r *Region) Another() *vault.Vault {
 	return v
 }
 
+// Other returns the vault of another process of the region, over the same
+// metadata and what wrap makes of the same bucket.
+func (r *Region) Other(wrap func(blob.Driver) blob.Driver) *vault.Vault {
+	r.tb.Helper()
+	v, err := vault.New(vault.Config{Bucket: blob.New(wrap(r.Power)), DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	return v
+}
+
 // Stop ends the region's jobs and closes its metadata.
 func (r *Region) Stop() {
 	if r.stop != nil {
