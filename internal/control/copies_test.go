@@ -476,7 +476,9 @@ func TestInterruptedCopyGoesOn(t *testing.T) {
 		t.Errorf("moved %d plain bytes of %d", got.Counts.Changed, got.Counts.Present)
 	}
 	noPins(t, w.east, s.ID)
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 
@@ -493,7 +495,9 @@ func TestRestartWhileMoving(t *testing.T) {
 	close(open)
 	w.ready(c.ID, d)
 	noPins(t, w.east, s.ID)
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 
@@ -528,7 +532,9 @@ func TestQueueOfOneLineage(t *testing.T) {
 	for _, s := range snaps {
 		noPins(t, w.east, s.ID)
 	}
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 

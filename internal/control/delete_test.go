@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -24,10 +25,9 @@ type alone struct {
 	at snapferry.AccountID
 }
 
-func newAlone(t *testing.T, o simtest.Options) *alone {
+func newAlone(t *testing.T, f *simtest.Factory) *alone {
 	t.Helper()
-	o.Jobs = true
-	a := &alone{Region: simtest.NewFactory(t).NewRegion(t, o), t: t}
+	a := &alone{Region: f.NewRegion(t, simtest.Options{Jobs: true}), t: t}
 	a.at = a.Account("a")
 	return a
 }
@@ -110,7 +110,7 @@ func increments(n int) []*simtest.Disk {
 }
 
 func TestDeleteFreesAll(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	var ids []snapferry.SnapshotID
 	disks := increments(4)
 	for _, d := range disks {
@@ -137,10 +137,11 @@ func TestDeleteFreesAll(t *testing.T) {
 
 // TestDeleteForkParents deletes a tree of forks in every order.
 func TestDeleteForkParents(t *testing.T) {
+	f := simtest.NewFactory(t)
 	for order := range 24 {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
 			t.Parallel()
-			a := newAlone(t, simtest.Options{})
+			a := newAlone(t, f)
 			disks := increments(4)
 			root := a.imported("disk", disks[0])
 			left, right := a.fork(root.ID, "left", disks[0]), a.fork(root.ID, "right", disks[0])
@@ -165,7 +166,7 @@ func TestDeleteForkParents(t *testing.T) {
 }
 
 func TestForkRefused(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	d := firstDisk()
 	s := a.imported("disk", d)
 	ctx := t.Context()
@@ -189,7 +190,7 @@ func TestForkRefused(t *testing.T) {
 
 // TestForkOfTheDeleted deletes the source right behind the request.
 func TestForkOfTheDeleted(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	d := firstDisk()
 	s := a.imported("disk", d)
 	f, err := a.Control.Fork(t.Context(), a.at, control.ForkRequest{Source: s.ID, Volume: "fork", Labels: control.Labels{Name: "branch", Tags: snapferry.Tags{"k": "v"}}})
@@ -226,7 +227,7 @@ func (s *slowTarget) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func TestDeleteDuringExport(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	disks := increments(3)
 	var ids []snapferry.SnapshotID
 	for _, d := range disks {
@@ -256,7 +257,7 @@ func TestDeleteDuringExport(t *testing.T) {
 
 // TestDeleteDuringDiff deletes what a difference is read from.
 func TestDeleteDuringDiff(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	disks := increments(2)
 	one, two := a.imported("disk", disks[0]), a.imported("disk", disks[1])
 	n := 0
@@ -276,7 +277,7 @@ func TestDeleteDuringDiff(t *testing.T) {
 
 // TestDeleteNeighboursAtOnce deletes all of a chain at the same time.
 func TestDeleteNeighboursAtOnce(t *testing.T) {
-	a := newAlone(t, simtest.Options{})
+	a := newAlone(t, simtest.NewFactory(t))
 	disks := increments(6)
 	var ids []snapferry.SnapshotID
 	for _, d := range disks {
@@ -410,17 +411,16 @@ func TestGhostIsNoBase(t *testing.T) {
 	}
 }
 
-// TestDeleteCutShort cuts the power at every point of a deletion and its
-// upkeep, and starts again.
+// everyCut is how far apart the points are at which TestDeleteCutShort cuts.
+var everyCut = flag.Int("every-cut", 4, "cut the power at every nth point only")
+
+// TestDeleteCutShort cuts the power at the points of a deletion and its upkeep,
+// and starts again.
 func TestDeleteCutShort(t *testing.T) {
 	f := simtest.NewFactory(t)
 	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
-		for n, done := 0, false; !done; n++ {
-			if testing.Short() && n%5 != 0 {
-				continue
-			}
-			a := &alone{Region: f.NewRegion(t, simtest.Options{Jobs: true}), t: t}
-			a.at = a.Account("a")
+		for n, done := int(mode), false; !done; n += *everyCut {
+			a := newAlone(t, f)
 			disks := []*simtest.Disk{simtest.NewDisk(1 << 20).Fill(0, 1).Fill(1, 2)}
 			disks = append(disks, disks[0].Clone(1<<20).Fill(1, 3), disks[0].Clone(1<<20).Fill(0, 5))
 			var ids []snapferry.SnapshotID
