@@ -421,7 +421,7 @@ func TestDeleteCutShort(t *testing.T) {
 	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
 		for n, done := int(mode), false; !done; n += *everyCut {
 			a := newAlone(t, f)
-			disks := []*simtest.Disk{simtest.NewDisk(1 << 20).Fill(0, 1).Fill(1, 2)}
+			disks := []*simtest.Disk{simtest.NewDisk(1<<20).Fill(0, 1).Fill(1, 2)}
 			disks = append(disks, disks[0].Clone(1<<20).Fill(1, 3), disks[0].Clone(1<<20).Fill(0, 5))
 			var ids []snapferry.SnapshotID
 			for _, d := range disks {

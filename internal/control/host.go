@@ -333,13 +333,13 @@ func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (trans
 // versionFrames streams blocks. It lives as long as the request it answers,
 // whose context it keeps.
 type versionFrames struct {
-	ctx    context.Context
+	ctx     context.Context
 	source  *versionSource
 	release func()
 	reader  *vault.FrameReader
-	want   []transfer.Want
-	from   int // byte of the first want's bitmap that comes next
-	frames []vault.Frame
+	want    []transfer.Want
+	from    int // byte of the first want's bitmap that comes next
+	frames  []vault.Frame
 }
 
 // quarter is the bytes of a bitmap that stand for a quarter of a leaf.

@@ -7,7 +7,9 @@ import (
 	"github.com/snapferry/snapferry/internal/job"
 )
 
-func (r *Region) compact(ctx context.Context, run *job.Run, chain snapferry.ChainID) error { return nil }
+func (r *Region) compact(ctx context.Context, run *job.Run, chain snapferry.ChainID) error {
+	return nil
+}
 
 func (r *Region) reclaim(ctx context.Context, run *job.Run) error {
 	return r.vault.Reclaim(ctx, r.grace, run.Check)

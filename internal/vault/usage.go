@@ -10,10 +10,10 @@ import (
 
 // FreedUsage is what dropping holds frees.
 type FreedUsage struct {
-	Blocks    int64 // blocks that die at once, each of 64 KiB of a disk
-	Nodes     int64 // nodes of maps that die at once
-	Bytes     int64 // stored bytes of both
-	LaterSize int64 // stored bytes, at least, that only what was dropped needs and that stay until others let go, see Freed
+	Blocks int64 // blocks that die at once, each of 64 KiB of a disk
+	Nodes  int64 // nodes of maps that die at once
+	Bytes  int64 // stored bytes of both
+	Later  int64 // stored bytes, at least, that only what was dropped needs and that stay until others let go, see Freed
 }
 
 // freedTries bounds how often Freed computes again because versions changed
@@ -252,7 +252,7 @@ func (v *Vault) count(ctx context.Context, o *overlay) (u FreedUsage, err error)
 		err := v.only(ctx, f, func(_ snapferry.FrameKind, _ snapferry.Position, c blockmap.Child) error {
 			fresh, err := t.add(ctx, c.Ref)
 			if fresh {
-				u.LaterSize += int64(c.Ref.Length)
+				u.Later += int64(c.Ref.Length)
 			}
 			return err
 		})

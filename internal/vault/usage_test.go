@@ -108,14 +108,14 @@ func TestFreedOfForks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if u.Blocks != 1 || u.Nodes != 0 || u.LaterSize == 0 {
+	if u.Blocks != 1 || u.Nodes != 0 || u.Later == 0 {
 		t.Errorf("a parent of two: got %+v, want one block, and nodes later", u)
 	}
 	all, err := h.Vault.Freed(t.Context(), []meta.Hold{simtest.Hold(root), simtest.Hold(forks[0])})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all.Blocks != 3 || all.Nodes == 0 || all.LaterSize != 0 {
+	if all.Blocks != 3 || all.Nodes == 0 || all.Later != 0 {
 		t.Errorf("with one of the two: got %+v, want three blocks, and nodes", all)
 	}
 	before, err := h.Vault.Freed(t.Context(), []meta.Hold{simtest.Hold(root), simtest.Hold(forks[0]), simtest.Hold(forks[1])})
@@ -123,7 +123,7 @@ func TestFreedOfForks(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.predict([]meta.Hold{simtest.Hold(root), simtest.Hold(forks[0]), simtest.Hold(forks[1])})
-	if before.LaterSize != 0 {
+	if before.Later != 0 {
 		t.Errorf("all: got %+v", before)
 	}
 	h.WantNothing(t)
