@@ -243,7 +243,7 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 	if err := enqueueFree(tx, row.Chain, snapferry.VersionID{}); err != nil {
 		return err
 	}
-	return enqueueCompact(tx, row.Chain)
+	return r.enqueueCompact(tx, row.Chain)
 }
 
 // failSnapshot ends the making of a snapshot for a reason that its owner sees,

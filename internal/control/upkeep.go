@@ -109,14 +109,14 @@ func enqueueOnce(tx *meta.Tx, j job.Job) error {
 // makeRoom enqueues what gives back space that is dead: the compaction of a
 // chain that needs one, and the removal of what is condemned.
 func (r *Region) makeRoom(tx *meta.Tx, chain snapferry.ChainID) error {
-	if err := enqueueCompact(tx, chain); err != nil {
+	if err := r.enqueueCompact(tx, chain); err != nil {
 		return err
 	}
 	return r.enqueueReclaim(tx)
 }
 
-func enqueueCompact(tx *meta.Tx, chain snapferry.ChainID) error {
-	need, err := vault.NeedsCompaction(tx, chain)
+func (r *Region) enqueueCompact(tx *meta.Tx, chain snapferry.ChainID) error {
+	need, err := r.vault.NeedsCompaction(tx, chain)
 	if err != nil || !need {
 		return err
 	}
@@ -338,7 +338,7 @@ func (r *Region) runSweep(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		for _, c := range chains {
-			if err := enqueueCompact(tx, c.ID); err != nil {
+			if err := r.enqueueCompact(tx, c.ID); err != nil {
 				return err
 			}
 		}

@@ -9,7 +9,7 @@ import (
 )
 
 // NeedsCompaction is to come.
-func NeedsCompaction(tx *meta.Tx, chain snapferry.ChainID) (bool, error) { return false, nil }
+func (v *Vault) NeedsCompaction(tx *meta.Tx, chain snapferry.ChainID) (bool, error) { return false, nil }
 
 // Reclaim is to come.
 func (v *Vault) Reclaim(ctx context.Context, grace time.Duration, fence Fence) error {
