@@ -11,9 +11,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -51,7 +54,7 @@ type Region struct {
 	log     *slog.Logger
 	started time.Time
 	grace   time.Duration
-	pace    int64 // of compaction, bytes per second; 0: none
+	pace    *rate.Limiter // of compaction; nil: none
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
@@ -71,9 +74,18 @@ func New(c Config) *Region {
 	}
 	return &Region{
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
-		grace: c.ReclaimGrace, pace: c.CompactionRate,
+		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 	}
+}
+
+// limiter allows bytes per second, at most those of a second at once; nil, and
+// so no limit, for 0.
+func limiter(bytes int64) *rate.Limiter {
+	if bytes <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytes), int(min(bytes, math.MaxInt32)))
 }
 
 // The kinds of jobs.
@@ -144,11 +156,11 @@ type running struct {
 	counts  func() snapferry.Counts
 
 	mu   sync.Mutex
-	rate rate
+	rate pace
 }
 
 // rate is a moving average of bytes per second.
-type rate struct {
+type pace struct {
 	at    time.Time
 	bytes int64
 	value float64
@@ -169,7 +181,7 @@ func (x *running) show() *snapferry.Progress {
 		if w := min(d.Seconds()/rateWindow.Seconds(), 1); x.rate.value > 0 {
 			v = x.rate.value*(1-w) + v*w
 		}
-		x.rate = rate{at: now, bytes: p.Done, value: v}
+		x.rate = pace{at: now, bytes: p.Done, value: v}
 	}
 	p.Rate = x.rate.value
 	return p

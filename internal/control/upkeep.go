@@ -48,6 +48,31 @@ type freeProgress struct {
 	Bytes int64 `json:"bytes"` // as stored
 }
 
+// compactProgress is what a job of compaction has done in this run.
+type compactProgress struct {
+	Objects int   `json:"objects"` // that were merged into others
+	Read    int64 `json:"read"`    // bytes
+	Written int64 `json:"written"` // bytes
+	Freed   int64 `json:"freed"`   // bytes
+}
+
+func progressOf(st vault.CompactStats) compactProgress {
+	return compactProgress{Objects: st.ObjectsIn, Read: st.Read, Written: st.Written, Freed: st.Freed}
+}
+
+// reclaimProgress is what was removed from the bucket.
+type reclaimProgress struct {
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+}
+
+// sweepProgress is what a sweep removed from the bucket.
+type sweepProgress struct {
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+	Records int   `json:"records"`
+}
+
 // upkeep are the handlers of upkeep's jobs.
 func (r *Region) upkeep() map[string]job.Handler {
 	return map[string]job.Handler{
@@ -141,21 +166,7 @@ func (r *Region) enqueueReclaim(tx *meta.Tx) error {
 // startUpkeep takes up what earlier processes left: readers that are gone,
 // records that may not be the truth, deletions without a job, and a sweep.
 func (r *Region) startUpkeep(ctx context.Context) error {
-	err := r.db.Update(ctx, func(tx *meta.Tx) error {
-		left, err := tx.Unsettled()
-		if err != nil {
-			return err
-		}
-		for i := range left {
-			if err := tx.SetStale(left[i].ID, true); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err == nil {
-		err = r.vault.DropReaders(ctx)
-	}
+	err := r.vault.Start(ctx)
 	if err == nil {
 		err = r.db.Update(ctx, func(tx *meta.Tx) error {
 			if id, err := tx.QueuedJob(jobSweep, wholeRegion); err == nil {
@@ -289,7 +300,15 @@ func (r *Region) runCompact(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return err
 	}
-	if err := r.compact(ctx, run, chain); err != nil {
+	st, err := r.vault.Compact(ctx, chain, vault.CompactConfig{
+		Job: run.Job.ID, Token: run.Token, Fence: run.Check, Limit: r.pace,
+		Progress: func(st vault.CompactStats) { run.Progress(progressOf(st)) },
+	})
+	run.Progress(progressOf(st))
+	for _, name := range st.Damaged {
+		r.log.ErrorContext(ctx, "an object is damaged and is left alone by compaction", "object", name, "chain", chain)
+	}
+	if err != nil {
 		return again(err)
 	}
 	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
@@ -302,7 +321,9 @@ func (r *Region) runCompact(ctx context.Context, run *job.Run) error {
 
 // runReclaim is the job that removes what was condemned long enough ago.
 func (r *Region) runReclaim(ctx context.Context, run *job.Run) error {
-	if err := r.reclaim(ctx, run); err != nil {
+	st, err := r.vault.Reclaim(ctx, time.Now().Add(-r.grace), run.Check)
+	run.Progress(reclaimProgress{Objects: st.Objects, Bytes: st.Bytes})
+	if err != nil {
 		return again(err)
 	}
 	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
@@ -316,7 +337,11 @@ func (r *Region) runReclaim(ctx context.Context, run *job.Run) error {
 // runSweep is the job that looks through the bucket, and then for whatever
 // upkeep has left to do in the region.
 func (r *Region) runSweep(ctx context.Context, run *job.Run) error {
-	reason := r.sweep(ctx, run)
+	st, reason := r.vault.Sweep(ctx, run.Check)
+	run.Progress(sweepProgress{Objects: st.Objects, Bytes: st.Bytes, Records: st.Records})
+	for _, name := range st.Left {
+		r.log.WarnContext(ctx, "an object is not registered, and cannot be read", "object", name)
+	}
 	if retry(ctx, reason) {
 		return again(reason)
 	}

@@ -2,7 +2,6 @@ package control_test
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -125,7 +124,9 @@ func TestSleepersChangeNothing(t *testing.T) {
 		before func(s *scene) (ids []snapferry.VersionID)
 		do     func(v *vault.Vault, ids []snapferry.VersionID, fence vault.Fence) error
 		others func(s *scene, ids []snapferry.VersionID)
+		done   func(s *scene, ids []snapferry.VersionID) // after a sleeper that did not sleep
 	}
+	nothing := func(*scene, []snapferry.VersionID) {}
 	visit := func(v *vault.Vault, ids []snapferry.VersionID, fence vault.Fence) error {
 		return v.Visit(context.Background(), ids[1], fence, nil)
 	}
@@ -140,27 +141,42 @@ func TestSleepersChangeNothing(t *testing.T) {
 		return ids
 	}
 	actions := []action{
-		{"free a middle", dropped, visit, func(*scene, []snapferry.VersionID) {}},
-		{"free a middle, then its child goes", dropped, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[2]) }},
-		{"free a middle, then its parent goes", dropped, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[0]) }},
+		{"free a middle", dropped, visit, nothing, nothing},
+		{"free a middle, then its child goes", dropped, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[2]) }, nothing},
+		{"free a middle, then its parent goes", dropped, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[0]) }, nothing},
 		{"free a middle, then it grows", dropped, visit, func(s *scene, ids []snapferry.VersionID) {
 			s.drop(ids[0])
 			s.store(ids[2], d2.Clone(small).Fill(2, 99))
-		}},
+		}, nothing},
 		{"free the last", func(s *scene) []snapferry.VersionID {
 			ids := chain(s)
 			s.drop(ids[2])
 			return []snapferry.VersionID{ids[1], ids[2]}
-		}, visit, func(s *scene, ids []snapferry.VersionID) { s.store(ids[0], d2) }},
+		}, visit, func(s *scene, ids []snapferry.VersionID) { s.store(ids[0], d2) }, nothing},
 		{"free a parent of two", func(s *scene) []snapferry.VersionID {
 			ids := chain(s)
 			ids = append(ids, s.store(ids[1], d0))
 			s.drop(ids[1])
 			return ids
-		}, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[3]) }},
+		}, visit, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[3]) }, nothing},
 		{"release", chain, func(v *vault.Vault, ids []snapferry.VersionID, _ vault.Fence) error {
 			return v.Release(context.Background(), simtest.Hold(ids[1]), nil)
-		}, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[1]) }},
+		}, func(s *scene, ids []snapferry.VersionID) { s.drop(ids[1]) }, func(s *scene, ids []snapferry.VersionID) { delete(s.disks, ids[1]) }},
+		{"import", func(s *scene) []snapferry.VersionID {
+			ids := chain(s)
+			id, err := s.Attach(s.vol, ids[2], small)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			return append(ids, id)
+		}, func(v *vault.Vault, ids []snapferry.VersionID, fence vault.Fence) error {
+			return fill(v, ids[3], d0, fence)
+		}, func(s *scene, ids []snapferry.VersionID) {
+			if err := s.Vault.Abort(s.t.Context(), ids[3], nil); err != nil {
+				s.t.Fatal(err)
+			}
+			s.drop(ids[2])
+		}, func(s *scene, ids []snapferry.VersionID) { s.disks[ids[3]] = d0 }},
 	}
 	for _, a := range actions {
 		t.Run(a.name, func(t *testing.T) {
@@ -182,7 +198,7 @@ func TestSleepersChangeNothing(t *testing.T) {
 					if err != nil {
 						t.Fatalf("step %d: %v", n, err)
 					}
-					delete(s.disks, ids[1])
+					a.done(s, ids)
 				}
 				if slept {
 					s.takeOver(id)
@@ -190,9 +206,6 @@ func TestSleepersChangeNothing(t *testing.T) {
 					s.settle(n)
 					close(sleeping.wake)
 					<-ended // whatever it says
-					if a.name == "release" {
-						delete(s.disks, ids[1]) // one of the two has done it
-					}
 				}
 				s.settle(n)
 				s.verify()
@@ -201,6 +214,7 @@ func TestSleepersChangeNothing(t *testing.T) {
 					t.Fatalf("asleep at step %d", n)
 				}
 				if !slept {
+					t.Logf("%d steps", n)
 					return
 				}
 			}
@@ -208,19 +222,24 @@ func TestSleepersChangeNothing(t *testing.T) {
 	}
 }
 
+// fill imports a disk into an open version and seals it.
+func fill(v *vault.Vault, id snapferry.VersionID, d *simtest.Disk, fence vault.Fence) error {
+	ctx := context.Background()
+	w, err := v.Write(ctx, id, vault.WriteConfig{Fence: fence})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var st vault.ImportStats
+	if err := w.Import(ctx, d, &st); err != nil {
+		return err
+	}
+	_, err = w.Seal(ctx, vault.SealConfig{Hold: simtest.Hold(id)})
+	return err
+}
+
 func (s *scene) settle(n int) {
 	s.t.Helper()
-	// As a start does: what a writer was allowed to write and did not commit may
-	// stand in the bucket.
-	s.Update(func(tx *meta.Tx) error {
-		left, err := tx.Unsettled()
-		for i := range left {
-			if err == nil {
-				err = tx.SetStale(left[i].ID, true)
-			}
-		}
-		return err
-	})
 	if err := s.Settle(s.t.Context()); err != nil {
 		s.t.Fatalf("step %d: settle: %v", n, err)
 	}
@@ -265,5 +284,3 @@ func (s *scene) sweep() {
 		s.t.Errorf("reclaim: %v", err)
 	}
 }
-
-var _ = fmt.Sprint
