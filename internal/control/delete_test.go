@@ -18,6 +18,9 @@ import (
 	"github.com/snapferry/snapferry/internal/vault"
 )
 
+// every thins out what is tried in all variants.
+var every = flag.Int("every", 5, "try every nth order of deletion, and cut the power at every nth point, only")
+
 // alone is one region with an account.
 type alone struct {
 	*simtest.Region
@@ -138,7 +141,7 @@ func TestDeleteFreesAll(t *testing.T) {
 // TestDeleteForkParents deletes a tree of forks in every order.
 func TestDeleteForkParents(t *testing.T) {
 	f := simtest.NewFactory(t)
-	for order := range 24 {
+	for order := 0; order < 24; order += *every {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
 			t.Parallel()
 			a := newAlone(t, f)
@@ -411,15 +414,12 @@ func TestGhostIsNoBase(t *testing.T) {
 	}
 }
 
-// everyCut is how far apart the points are at which TestDeleteCutShort cuts.
-var everyCut = flag.Int("every-cut", 4, "cut the power at every nth point only")
-
 // TestDeleteCutShort cuts the power at the points of a deletion and its upkeep,
 // and starts again.
 func TestDeleteCutShort(t *testing.T) {
 	f := simtest.NewFactory(t)
 	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
-		for n, done := int(mode), false; !done; n += *everyCut {
+		for n, done := int(mode), false; !done; n += *every {
 			a := newAlone(t, f)
 			disks := []*simtest.Disk{simtest.NewDisk(1<<20).Fill(0, 1).Fill(1, 2)}
 			disks = append(disks, disks[0].Clone(1<<20).Fill(1, 3), disks[0].Clone(1<<20).Fill(0, 5))
