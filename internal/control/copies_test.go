@@ -150,8 +150,14 @@ func upkeepEnded(tx *meta.Tx) (bool, error) {
 	return true, err
 }
 
-func atRest(r *simtest.Region) (ended bool) {
-	r.View(func(tx *meta.Tx) (err error) { ended, err = upkeepEnded(tx); return err })
+func atRest(r *simtest.Region, id snapferry.SnapshotID) (ended bool) {
+	r.View(func(tx *meta.Tx) error {
+		s, err := tx.Snapshot(id)
+		if err == nil && s.State.Settled() {
+			ended, err = upkeepEnded(tx)
+		}
+		return err
+	})
 	return ended
 }
 

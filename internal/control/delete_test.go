@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -431,7 +433,7 @@ func TestDeleteCutShort(t *testing.T) {
 			a.Power.CutAt(n, mode)
 			err := a.Control.Delete(t.Context(), a.at, ids[1])
 			if err == nil {
-				settleOrDark(t, a.Region)
+				settleOrDark(t, a.Region, ids[0])
 			}
 			done = !a.Power.Restore()
 			a.Restart()
@@ -453,21 +455,118 @@ func TestDeleteCutShort(t *testing.T) {
 	}
 }
 
-// settleOrDark waits until upkeep has nothing left to do, or the power is off.
-func settleOrDark(t *testing.T, r *simtest.Region) {
+// settleOrDark waits until a snapshot has settled and upkeep has nothing left to
+// do, or the power is off.
+func settleOrDark(t *testing.T, r *simtest.Region, id snapferry.SnapshotID) {
 	t.Helper()
 	end := time.NewTimer(patience)
 	defer end.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if r.Power.Off() || atRest(r) {
+		if r.Power.Off() || atRest(r, id) {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-end.C:
 			t.Fatalf("upkeep did not come to its end in %v", patience)
+		}
+	}
+}
+
+// TestStoppedReclaim: while nothing is reclaimed deletion is answered, and its
+// job says why it waits.
+func TestStoppedReclaim(t *testing.T) {
+	a := newAlone(t, simtest.NewFactory(t))
+	d := firstDisk()
+	s := a.imported("disk", d)
+	rest(t, a.Region)
+	a.Update(func(tx *meta.Tx) error { return tx.StopReclaim("the bucket knows more") })
+	a.delete(s.ID)
+	idle(t, a.Region, "a try", func(tx *meta.Tx) (bool, error) {
+		jobs, err := tx.JobsOfLane(job.Upkeep, 0)
+		for _, j := range jobs {
+			if j.Kind == "free" && j.Attempts > 0 && strings.Contains(j.Error, "the bucket knows more") {
+				return true, err
+			}
+		}
+		return false, err
+	})
+	u, err := a.Control.RegionUsage(t.Context(), a.at)
+	if err != nil || u.Stopped != "the bucket knows more" || u.Total.Ghosts != 1 || u.Total.Live == 0 || u.Queued == 0 {
+		t.Errorf("usage: got %+v, %v, want it stopped, with a ghost", u, err)
+	}
+	a.Update(func(tx *meta.Tx) error { return tx.StopReclaim("") })
+	a.empty()
+	u, err = a.Control.RegionUsage(t.Context(), a.at)
+	if want := (snapferry.RegionUsage{Region: "east"}); err != nil || u != want {
+		t.Errorf("usage: got %+v, %v, want nothing left", u, err)
+	}
+}
+
+// TestUsage says what deletion frees while an import and a copy depend on it.
+func TestUsage(t *testing.T) {
+	w := newWorld(t)
+	atEast := &alone{Region: w.east, t: t, at: w.atEast}
+	disks := increments(2)
+	one, two := atEast.imported("disk", disks[0]), atEast.imported("disk", disks[1])
+	usage := func(ids ...snapferry.SnapshotID) snapferry.SnapshotUsage {
+		t.Helper()
+		u, err := w.east.Control.Usage(t.Context(), w.atEast, ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	free := usage(one.ID, two.ID)
+	if free.Snapshots[0].Blocks != 1 || free.Snapshots[1].Blocks != 3 || free.Together.Blocks != 203 || free.Together.Later != 0 {
+		t.Errorf("usage: got %+v, want 1 and 3 blocks, 203 together", free)
+	}
+	asked, open := w.shut()
+	c := w.copy(control.CopyRequest{Source: two.ID})
+	<-asked
+	pinned := usage(one.ID, two.ID)
+	if pinned.Snapshots[0] != free.Snapshots[0] || pinned.Snapshots[1].Bytes != 0 || pinned.Snapshots[1].Later != free.Snapshots[1].Bytes {
+		t.Errorf("while it is copied: got %+v, want its bytes later", pinned)
+	}
+	_, err := w.west.Control.Usage(t.Context(), w.atWest, []snapferry.SnapshotID{c.ID})
+	wantKind(t, "usage of a copy under way", err, snapferry.Conflict)
+	close(open)
+	w.ready(c.ID, disks[1])
+	w.check()
+}
+
+// TestForkCutShort cuts the power at every point of a fork.
+func TestForkCutShort(t *testing.T) {
+	f := simtest.NewFactory(t)
+	d := simtest.NewDisk(1 << 20).Fill(0, 1)
+	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
+		for n, done := 0, false; !done; n++ {
+			a := newAlone(t, f)
+			s := a.imported("disk", d)
+			rest(t, a.Region)
+			a.Power.CutAt(n, mode)
+			x, err := a.Control.Fork(t.Context(), a.at, control.ForkRequest{Source: s.ID, Volume: "fork"})
+			if err == nil {
+				settleOrDark(t, a.Region, x.ID)
+			}
+			done = !a.Power.Restore()
+			a.Restart()
+			all, err := a.Control.Snapshots(t.Context(), a.at, control.Filter{Volume: "fork"})
+			if err != nil || len(all) > 1 {
+				t.Fatalf("%v, cut at %d: %d snapshots, %v", mode, n, len(all), err)
+			}
+			for _, x := range all {
+				a.ready(x.ID, d)
+				a.delete(x.ID)
+			}
+			a.delete(s.ID)
+			a.empty()
+			a.Stop()
+			if t.Failed() {
+				t.Fatalf("%v, cut at %d", mode, n)
+			}
 		}
 	}
 }

@@ -240,7 +240,7 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 	if err != nil {
 		return err
 	}
-	if err := enqueueFree(tx, row.Chain, snapferry.VersionID{}); err != nil {
+	if _, err := enqueueFree(tx, row.Chain, snapferry.VersionID{}); err != nil {
 		return err
 	}
 	return r.enqueueCompact(tx, row.Chain)

@@ -81,11 +81,12 @@ func (r *Region) upkeep() map[string]job.Handler {
 }
 
 // enqueueFree gives the versions of a chain (zero: of all chains) with which
-// deletion has something to do their jobs, but for one, which has one.
-func enqueueFree(tx *meta.Tx, chain snapferry.ChainID, but snapferry.VersionID) error {
+// deletion has something to do their jobs, but for one, which has one. It
+// returns how many, at most freeBatch.
+func enqueueFree(tx *meta.Tx, chain snapferry.ChainID, but snapferry.VersionID) (n int, err error) {
 	todo, err := tx.ChoresWithout(chain, jobFree, freeBatch)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	account := map[snapferry.ChainID]snapferry.AccountID{}
 	for _, c := range todo {
@@ -95,16 +96,17 @@ func enqueueFree(tx *meta.Tx, chain snapferry.ChainID, but snapferry.VersionID) 
 		if _, ok := account[c.Chain]; !ok {
 			row, err := tx.Chain(c.Chain)
 			if err != nil {
-				return err
+				return n, err
 			}
 			account[c.Chain] = row.Account
 		}
 		j := job.Job{Kind: jobFree, Account: account[c.Chain], Subject: c.Version.String(), Payload: c.Chain.String(), Lane: job.Upkeep}
 		if err := job.Enqueue(tx, j); err != nil {
-			return err
+			return n, err
 		}
+		n++
 	}
-	return nil
+	return n, nil
 }
 
 // freeAround enqueues what an event around a version left to do.
@@ -113,7 +115,8 @@ func freeAround(tx *meta.Tx, version snapferry.VersionID) error {
 	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 		return err
 	}
-	return enqueueFree(tx, row.Chain, snapferry.VersionID{}) // of all, when it is gone
+	_, err = enqueueFree(tx, row.Chain, snapferry.VersionID{}) // of all, when it is gone
+	return err
 }
 
 // freeAfter is freeAround as vault operations want it.
@@ -185,22 +188,19 @@ func (r *Region) startUpkeep(ctx context.Context) error {
 	return err
 }
 
-// enqueueAll gives all that deletion has left to do, in the whole region, its
-// jobs.
+// enqueueAll gives what deletion has left to do in the whole region its jobs.
+// If that is very much, the last ones of those jobs enqueue the rest.
 func (r *Region) enqueueAll(ctx context.Context) error {
-	for {
-		left := false
-		err := r.db.Update(ctx, func(tx *meta.Tx) error {
-			todo, err := tx.ChoresWithout(snapferry.ChainID{}, jobFree, freeBatch)
-			if left = len(todo) > 0; err != nil || !left {
-				return err
-			}
-			return enqueueFree(tx, snapferry.ChainID{}, snapferry.VersionID{})
+	for n, all := freeBatch, 0; n == freeBatch && all < maxJobs; all += n {
+		err := r.db.Update(ctx, func(tx *meta.Tx) (err error) {
+			n, err = enqueueFree(tx, snapferry.ChainID{}, snapferry.VersionID{})
+			return err
 		})
-		if err != nil || !left {
+		if err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // runFree is the job that does what deletion has left to do with a version.
@@ -235,7 +235,11 @@ func (r *Region) runFree(ctx context.Context, run *job.Run) error {
 		if left, err = isChore(tx, id); err != nil {
 			return err
 		}
-		if err := enqueueFree(tx, chain, id); err != nil {
+		n, err := enqueueFree(tx, chain, id)
+		if err == nil && n == 0 {
+			_, err = enqueueFree(tx, snapferry.ChainID{}, id)
+		}
+		if err != nil {
 			return err
 		}
 		if err := r.makeRoom(tx, chain); err != nil || left || st.Bytes.Load() == 0 {

@@ -303,9 +303,9 @@ var statementText = [numStatements]string{
 	chainList:  `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
 	choresWithout: `SELECT c.id, c.chain FROM (
 			SELECT id, chain FROM versions WHERE due <> 0 AND ($1 = '' OR chain = $1)
-			UNION SELECT id, chain FROM versions WHERE stale <> 0 AND ($1 = '' OR chain = $1)
-			UNION SELECT version, chain FROM graves WHERE kept = 0 AND ($1 = '' OR chain = $1)) c
-		WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.subject = c.id AND j.kind = $2 AND j.state = 'queued') ORDER BY c.id LIMIT $3`,
+			UNION ALL SELECT id, chain FROM versions WHERE stale <> 0 AND due = 0 AND ($1 = '' OR chain = $1)
+			UNION ALL SELECT version, chain FROM graves WHERE kept = 0 AND ($1 = '' OR chain = $1)) c
+		WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.subject = c.id AND j.kind = $2 AND j.state = 'queued') LIMIT $3`,
 	jobQueued:  `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
 	jobsOfLane: `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
 	jobsPrune:  `DELETE FROM jobs WHERE state = 'done' AND lane = $1 AND finished < $2`,
