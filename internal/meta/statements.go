@@ -308,7 +308,7 @@ var statementText = [numStatements]string{
 		WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.subject = c.id AND j.kind = $2 AND j.state = 'queued') LIMIT $3`,
 	jobQueued:  `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
 	jobsOfLane: `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
-	jobsPrune:  `DELETE FROM jobs WHERE state = 'done' AND lane = $1 AND finished < $2`,
+	jobsPrune:  `DELETE FROM jobs WHERE (state = 'done' OR state = 'cancelled') AND lane = $1 AND finished < $2`,
 
 	usageVersions: `SELECT v.state, COUNT(*), COALESCE(SUM(v.blocks), 0) FROM versions v JOIN chains c ON c.id = v.chain
 		WHERE $1 = '' OR c.account = $1 GROUP BY v.state`,

@@ -43,7 +43,8 @@ func (tx *Tx) JobsOfLane(lane, limit int) ([]Job, error) {
 	return list(tx, jobsOfLane, scanJob, "jobs", lane, orAll(limit))
 }
 
-// PruneJobs forgets the jobs of a lane that were done before a time.
+// PruneJobs forgets the jobs of a lane that were done, or cancelled, before a
+// time.
 func (tx *Tx) PruneJobs(lane int, before time.Time) error {
 	return tx.run(jobsPrune, []any{lane, millis(before)}, "forget jobs")
 }
