@@ -27,6 +27,7 @@ import (
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/peer"
 	"github.com/snapferry/snapferry/internal/pki"
+	"github.com/snapferry/snapferry/internal/recovery"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
 )
@@ -46,7 +47,9 @@ type regionServer struct {
 	api     service
 	peers   service
 	clients []*peer.Client
-	closers []func() error // in the order of opening
+	// catalogue keeps in the bucket what a recovery needs.
+	catalogue *recovery.Catalogue
+	closers   []func() error // in the order of opening
 }
 
 // service is an HTTP server and where it listens.
@@ -86,7 +89,7 @@ func (s *regionServer) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(bucket.Close)
-	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, "meta.db")})
+	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, metadataFile)})
 	if err != nil {
 		return err
 	}
@@ -98,6 +101,11 @@ func (s *regionServer) open(ctx context.Context) error {
 	if err := ensureAccounts(ctx, db, s.cfg.Accounts); err != nil {
 		return err
 	}
+	key, err := ensureRegionKey(s.cfg.keyFile(), s.log)
+	if err != nil {
+		return err
+	}
+	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: key, Log: s.log}
 	check, err := s.assemble(db, bucket, row, id, ca)
 	if err != nil {
 		return err
@@ -187,7 +195,8 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	})
 	public := sign.Public().(ed25519.PublicKey)
 	s.log.Info("region opened", "id", row.ID, "incarnation", row.Incarnation, "public_key", hex.EncodeToString(public), "version", version)
-	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public}, nil
+	s.catalogue.Chains = v
+	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public, dumps: s.catalogue.Key}, nil
 }
 
 // listen opens the sockets of the region.
@@ -285,6 +294,7 @@ func closed(c io.Closer) func() error {
 func (s *regionServer) serve(outer context.Context) error {
 	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return s.region.Run(ctx) })
+	g.Go(func() error { return s.catalogue.Run(ctx) })
 	g.Go(func() error { return s.handoff.Serve(ctx) })
 	for _, x := range []service{s.api, s.peers} {
 		g.Go(func() error {

@@ -52,7 +52,7 @@ func (a *app) root() *cobra.Command {
 		return nil
 	}
 	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.snapshotCommand(), a.digestCommand(),
-		a.fsckCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
+		a.fsckCommand(), a.recoverCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
 	return cmd
 }
 
