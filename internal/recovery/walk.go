@@ -224,6 +224,9 @@ func (w *walker) ReadNode(ctx context.Context, at snapferry.Position, d digest.D
 	if s == nil {
 		return nil, snapferry.Errorf(snapferry.NotFound, "segment %s, which has node %s, is not in the bucket", ref.Segment, place(at))
 	}
+	if err := w.inv.want(ctx, s, snapferry.NodeFrame, at, ref); err != nil {
+		return nil, err
+	}
 	n, err := w.inv.readNode(ctx, s.at(), at, d, ref)
 	for i := 0; i < len(s.places) && err != nil; i++ {
 		if !isFinding(err) {
