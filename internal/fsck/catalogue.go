@@ -33,6 +33,12 @@ func (c *checker) checkCatalogue(ctx context.Context) error {
 			c.damage(onObject(record.ChainName(v.Chain, 1)), "no object says whose chain %s is; the next start of the region makes it", v.Chain)
 		}
 	}
+	newest := ""
+	for _, name := range c.bucket.catalogue {
+		if strings.HasPrefix(name, dump.Prefix()) {
+			newest = name // they ascend
+		}
+	}
 	return each(ctx, c, c.bucket.catalogue, func(ctx context.Context, name string) error {
 		if !strings.HasPrefix(name, dump.Prefix()) {
 			return nil
@@ -45,6 +51,9 @@ func (c *checker) checkCatalogue(ctx context.Context) error {
 			return nil
 		case !isFinding(err):
 			return err
+		case name != newest: // sealed under an earlier key, or damaged: there is a newer one
+			c.garbage(onObject(name), "dump of the metadata: %v", err)
+			return nil
 		}
 		c.damage(onObject(name), "dump of the metadata: %v", err)
 		return nil

@@ -48,7 +48,7 @@ func (r *run) identify(ctx context.Context) error {
 		return err
 	}
 	trusted := [][]byte{}
-	if r.Trust != nil {
+	if len(r.Trust) > 0 {
 		trusted = append(trusted, r.Trust)
 	}
 	if r.old != nil {
@@ -71,7 +71,7 @@ func (r *run) identify(ctx context.Context) error {
 		}
 		w.region = meta.Region{Name: d.Name, ID: d.ID, SignKey: d.SignKey, LookupKey: d.LookupKey, Created: d.Created}
 	case r.old != nil:
-	case r.Trust != nil:
+	case len(r.Trust) > 0:
 		if err := r.newKeys(); err != nil {
 			return err
 		}

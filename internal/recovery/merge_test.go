@@ -192,6 +192,11 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: got %v, want NotFound with a hint", name, err)
 		}
 	}
+	cfg := r.config()
+	cfg.Key, cfg.Trust = nil, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	if _, err := recovery.Run(r.ctx, cfg); !snapferry.IsKind(err, snapferry.Corrupt) {
+		t.Errorf("another key: got %v, want Corrupt", err)
+	}
 	r.recover(nil)
 	r.close()
 	for name, change := range map[string]func(*recovery.Config){

@@ -263,6 +263,10 @@ func (r *run) readObjects(ctx context.Context) error {
 // plan decides which versions there are and how they hang together.
 func (r *run) plan(context.Context) error {
 	r.forest = choose(r.names.records, r.Region, &r.findings)
+	if n := len(r.names.records); n > 0 && len(r.forest.versions) == 0 && r.old == nil {
+		return snapferry.Errorf(snapferry.Corrupt, "none of the %d version records can be read with the keys there are: the first says %q", n, r.names.records[0].err).
+			WithHint("give the public key that the region logged at its last start with --trust")
+	}
 	r.names.records = nil
 	if r.old != nil {
 		r.old.heal(r.forest, &r.findings)
