@@ -106,7 +106,7 @@ func (s *regionServer) open(ctx context.Context) error {
 		return err
 	}
 	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: key, Log: s.log}
-	check, err := s.assemble(db, bucket, row, id, ca)
+	check, err := s.assemble(ctx, db, bucket, row, id, ca)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) 
 }
 
 // assemble makes the parts of the region and introduces them to each other.
-func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
+func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
 	codec, err := s.cfg.codec()
 	if err != nil {
 		return nil, err
@@ -196,6 +196,13 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	public := sign.Public().(ed25519.PublicKey)
 	s.log.Info("region opened", "id", row.ID, "incarnation", row.Incarnation, "public_key", hex.EncodeToString(public), "version", version)
 	s.catalogue.Chains = v
+	// What the metadata does not know stops all reclaiming; it is served all the
+	// same.
+	if err := v.CheckRecords(ctx); err != nil && !snapferry.IsKind(err, snapferry.Conflict) {
+		return nil, err
+	} else if err != nil {
+		s.log.Error("nothing is reclaimed in this region", "err", err)
+	}
 	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public, dumps: s.catalogue.Key}, nil
 }
 

@@ -454,15 +454,16 @@ func (r *run) finish(tx *meta.Tx) error {
 	return tx.StopReclaim(r.stopReason())
 }
 
-// stopReason says why nothing may be reclaimed, "" when it may: a version whose
-// record cannot be read may need anything.
+// stopReason says why nothing may be reclaimed, "" when it may. A version whose
+// record cannot be read may need anything. And what a failed snapshot lacks may
+// be brought back, when nobody must take it for garbage.
 func (r *run) stopReason() string {
-	n := len(r.forest.unusable)
-	if n == 0 {
-		return ""
-	}
 	for id, v := range r.forest.unusable {
-		return fmt.Sprintf("%d versions have records that cannot be read, one is %s; bring them back, or remove them, and recover again", n, record.Name(id, v.highest))
+		return fmt.Sprintf("%d versions have records that cannot be read, one is %s; bring them back, or remove them, and recover again",
+			len(r.forest.unusable), record.Name(id, v.highest))
+	}
+	if r.report.Failed > 0 {
+		return fmt.Sprintf("%d snapshots failed when the metadata was rebuilt; bring back what is missing, or delete them, and recover again", r.report.Failed)
 	}
 	return ""
 }

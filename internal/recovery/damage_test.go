@@ -204,6 +204,14 @@ func TestGiveUp(t *testing.T) {
 		})
 		r.delete(name)
 	}
+	// Until then nothing is reclaimed.
+	r.view(func(tx *meta.Tx) error {
+		if vault.Stopped(tx) == nil {
+			t.Error("reclaiming goes on")
+		}
+		return nil
+	})
+	r.recover(merge)
 	r.settle()
 	r.wantSnapshots(r.all()...)
 	r.wantClean()
