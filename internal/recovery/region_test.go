@@ -443,7 +443,15 @@ func (r *region) state() state {
 	})
 	for i := range s.Segments {
 		g := &s.Segments[i]
-		g.DeadSlots = bytes.TrimRight(g.DeadSlots, "\x00")
+		// Slots at the end that a compaction has removed are not known any more:
+		// what lives is what counts.
+		live := make([]byte, (g.Slots+7)/8)
+		for i := range g.Slots {
+			if i/8 >= len(g.DeadSlots) || g.DeadSlots[i/8]&(1<<(i%8)) == 0 {
+				live[i/8] |= 1 << (i % 8)
+			}
+		}
+		g.DeadSlots, g.Dead, g.Slots = bytes.TrimRight(live, "\x00"), 0, 0
 		if !slices.ContainsFunc(s.Versions, func(v meta.Version) bool { return v.ID == g.Version }) {
 			g.Version = snapferry.VersionID{} // spliced out: its heir has it now
 		}
