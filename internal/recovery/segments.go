@@ -70,7 +70,6 @@ type inventory struct {
 	findings *findings
 	objects  []*object
 	segments map[segKey]*seg
-	damaged  int // objects that cannot be read
 
 	mu      sync.Mutex
 	footers map[*body]*segment.Footer // a few
