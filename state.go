@@ -36,6 +36,7 @@ const (
 	VersionOpen   VersionState = "open"   // its map is not complete
 	VersionSealed VersionState = "sealed" // complete and immutable
 	VersionGhost  VersionState = "ghost"  // no hold left, still needed by the reference rule
+	VersionBroken VersionState = "broken" // sealed, but part of it was missing when the metadata was rebuilt
 )
 
 // JobState is where a durable job is in its life.
@@ -71,6 +72,7 @@ var (
 		VersionOpen:   {VersionSealed},
 		VersionSealed: {VersionGhost},
 		VersionGhost:  {},
+		VersionBroken: {VersionGhost},
 	}
 	jobMoves = map[JobState][]JobState{
 		JobQueued:    {JobRunning, JobCancelled},

@@ -17,31 +17,46 @@ import (
 // that must be understood and is not known, Invalid for a key of the wrong
 // length, else Corrupt. The record shares no memory with p.
 func Decode(p []byte, key ed25519.PublicKey, s Sealer) (*Record, error) {
-	if err := checkPublicKey(key); err != nil {
-		return nil, err
+	return DecodeTrusted(p, []ed25519.PublicKey{key}, s)
+}
+
+// DecodeTrusted is Decode for a region that had several keys: the record must be
+// signed with one of them.
+func DecodeTrusted(p []byte, keys []ed25519.PublicKey, s Sealer) (*Record, error) {
+	fields, err := open(p, magic, MaxSize, keys)
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.KindOf(err), "decode record: %w", err)
 	}
-	const head = len(magic) + 1
-	switch {
-	case len(p) < head+ed25519.SignatureSize || len(p) > MaxSize:
-		return nil, corrupt("%d bytes cannot be a record", len(p))
-	case string(p[:len(magic)]) != magic || p[len(magic)] == 0:
-		return nil, corrupt("no magic")
-	case p[len(magic)] > version:
-		return nil, snapferry.Errorf(snapferry.Unsupported, "decode record: version %d is newer than this program", p[len(magic)])
-	}
-	signed := p[:len(p)-ed25519.SignatureSize]
-	if !ed25519.Verify(key, signed, p[len(signed):]) {
-		return nil, corrupt("the signature is not that of this region")
-	}
-	r, err := decodeFields(signed[head:], s)
+	r, err := decodeFields(fields, s)
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.KindOf(err), "decode record: %w", err)
 	}
 	return r, nil
 }
 
-func corrupt(format string, args ...any) error {
-	return snapferry.Errorf(snapferry.Corrupt, "decode record: "+format, args...)
+// open checks magic, version and signature and returns what is between.
+func open(p []byte, magic string, limit int, keys []ed25519.PublicKey) ([]byte, error) {
+	for _, k := range keys {
+		if err := checkPublicKey(k); err != nil {
+			return nil, err
+		}
+	}
+	head := len(magic) + 1
+	switch {
+	case len(p) < head+ed25519.SignatureSize || len(p) > limit:
+		return nil, snapferry.Errorf(snapferry.Corrupt, "%d bytes are too few or too many", len(p))
+	case string(p[:len(magic)]) != magic || p[len(magic)] == 0:
+		return nil, snapferry.Errorf(snapferry.Corrupt, "no magic")
+	case p[len(magic)] > version:
+		return nil, snapferry.Errorf(snapferry.Unsupported, "version %d is newer than this program", p[len(magic)])
+	}
+	signed := p[:len(p)-ed25519.SignatureSize]
+	for _, k := range keys {
+		if ed25519.Verify(k, signed, p[len(signed):]) {
+			return signed[head:], nil
+		}
+	}
+	return nil, snapferry.Errorf(snapferry.Corrupt, "the signature is not that of this region")
 }
 
 func decodeFields(p []byte, s Sealer) (*Record, error) {
@@ -145,6 +160,11 @@ func decodeHold(p []byte) (Hold, error) {
 	h.SourceRegion = snapferry.RegionName(f.text(tagSourceRegion))
 	h.SourceSnapshot = snapferry.SnapshotID(f.text(tagSourceSnapshot))
 	h.SourceVolume = f.text(tagSourceVolume)
+	h.SourceLineage = snapferry.VolumeID(f.text(tagSourceLineage))
+	h.PinRegion = snapferry.RegionName(f.text(tagPinRegion))
+	h.PinIncarnation = binary.BigEndian.Uint64(f.may(tagPinIncarnation, 8))
+	h.PinCopy = snapferry.CopyID(f.text(tagPinCopy))
+	h.PinSnapshot = snapferry.SnapshotID(f.text(tagPinSnapshot))
 	f.end()
 	h.extra = f.extra
 	if f.err == nil && int(kind) >= len(holdKinds) {

@@ -118,6 +118,13 @@ func (h *Hold) encode() []byte {
 	l.text(tagSourceRegion, string(h.SourceRegion))
 	l.text(tagSourceSnapshot, string(h.SourceSnapshot))
 	l.text(tagSourceVolume, h.SourceVolume)
+	l.text(tagSourceLineage, string(h.SourceLineage))
+	l.text(tagPinRegion, string(h.PinRegion))
+	if h.PinIncarnation != 0 {
+		l.u64(tagPinIncarnation, h.PinIncarnation)
+	}
+	l.text(tagPinCopy, string(h.PinCopy))
+	l.text(tagPinSnapshot, string(h.PinSnapshot))
 	return l.append(nil, h.extra)
 }
 

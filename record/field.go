@@ -8,8 +8,8 @@ import (
 	"github.com/snapferry/snapferry"
 )
 
-// critical marks a field that a reader must understand. Every field of version
-// 1 is.
+// critical marks a field that a reader must understand. Every field that version
+// 1 began with is.
 const critical = 1 << 15
 
 // Fields of a record.
@@ -55,6 +55,15 @@ const (
 	tagSourceRegion
 	tagSourceSnapshot
 	tagSourceVolume
+)
+
+// Fields of a hold that a reader may ignore.
+const (
+	tagSourceLineage = iota + 13
+	tagPinRegion
+	tagPinIncarnation
+	tagPinCopy
+	tagPinSnapshot
 )
 
 const fieldHeader = 2 + 4 // tag, length of the value

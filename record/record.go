@@ -1,8 +1,9 @@
 // Package record is the version record: the small, self-describing, signed
 // object that makes a version real in the bucket. A version has one record for
-// each revision; the highest complete one is true. The bucket's records are
-// enough to rebuild the metadata of a region. docs/format/record.md has the
-// layout.
+// each revision; the highest complete one is true. Beside it is the Chain, an
+// object of the same make that says whose a chain is. Both are enough to rebuild
+// the metadata of a region. docs/format/record.md and docs/format/chain.md have
+// the layouts.
 //
 // The package does no I/O and holds no keys: it is given the region's Ed25519
 // key, and a Sealer for the private part when the chain is encrypted.
@@ -65,6 +66,14 @@ type Hold struct {
 	SourceRegion   snapferry.RegionName
 	SourceSnapshot snapferry.SnapshotID
 	SourceVolume   string
+	SourceLineage  snapferry.VolumeID // id of SourceVolume, in its region
+
+	// Who keeps a pin, and on which snapshot here.
+
+	PinRegion      snapferry.RegionName
+	PinIncarnation uint64
+	PinCopy        snapferry.CopyID
+	PinSnapshot    snapferry.SnapshotID
 
 	extra []field
 }
@@ -245,7 +254,10 @@ func (h *Hold) check() string {
 	if h.Kind.number() == 0 || !isText(h.Owner) {
 		return fmt.Sprintf("unknown kind %q or no owner", h.Kind)
 	}
-	for _, s := range []string{h.Name, h.Description, h.VolumeName, string(h.SourceRegion), string(h.SourceSnapshot), h.SourceVolume} {
+	for _, s := range []string{
+		h.Name, h.Description, h.VolumeName, string(h.SourceRegion), string(h.SourceSnapshot), h.SourceVolume,
+		string(h.SourceLineage), string(h.PinRegion), string(h.PinCopy), string(h.PinSnapshot),
+	} {
 		if s != "" && !isText(s) {
 			return "a text is not UTF-8"
 		}

@@ -65,6 +65,17 @@ func bare() *record.Record {
 	}
 }
 
+// held has the optional fields of holds.
+func held() *record.Record {
+	r := sample()
+	r.Holds[0].SourceLineage = "vol-00000000000000008"
+	r.Holds = []record.Hold{r.Holds[0], {
+		Kind: record.HoldPin, Owner: "pin-1", Created: r.Created,
+		PinRegion: "west", PinIncarnation: 9, PinCopy: "copy-00000000000000009", PinSnapshot: "snap-00000000000000003",
+	}}
+	return r
+}
+
 func recordKey(t testing.TB, r *record.Record) *seal.RecordKey {
 	t.Helper()
 	k, err := seal.NewRecordKey(bytes.Repeat([]byte{0xda}, seal.KeySize), r.Chain, r.Version)
@@ -90,7 +101,7 @@ type golden struct {
 }
 
 func goldens() []golden {
-	return []golden{{"plain.sfrec", sample(), false}, {"bare.sfrec", bare(), false}, {"sealed.sfrec", sample(), true}}
+	return []golden{{"plain.sfrec", sample(), false}, {"bare.sfrec", bare(), false}, {"held.sfrec", held(), false}, {"sealed.sfrec", sample(), true}}
 }
 
 func (g golden) sealer(t testing.TB) record.Sealer {
@@ -225,6 +236,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"hold owner":      func(r *record.Record) { r.Holds[0].Owner = "" },
 		"hold twice":      func(r *record.Record) { r.Holds = append(r.Holds, r.Holds[0]) },
 		"hold name":       func(r *record.Record) { r.Holds[0].Name = "\xff" },
+		"hold lineage":    func(r *record.Record) { r.Holds[0].SourceLineage = "\xff" },
+		"hold pin":        func(r *record.Record) { r.Holds[0].PinCopy = "\xff" },
 		"hold tags":       func(r *record.Record) { r.Holds[0].Tags = snapferry.Tags{"": "x"} },
 		"hold time":       func(r *record.Record) { r.Holds[0].LockUntil = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
 		"set id":          func(r *record.Record) { r.Set.ID = "" },

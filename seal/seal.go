@@ -1,7 +1,7 @@
 // Package seal encrypts what a chain stores: the frames and the footer of a
-// segment, and the private part of a version record. It is pure: it takes the
-// chain's data key as bytes, derives a key for one segment or one version from
-// it, and binds to each sealed message the place that message belongs to, so
+// segment, and the private part of a version record; and the dumps of a
+// region's metadata, under the region's key. It is pure: it takes the chain's
+// data key as bytes, derives a key for one segment or one version from it, and binds to each sealed message the place that message belongs to, so
 // that a frame moved anywhere else does not open. docs/format/seal.md has the
 // definition.
 //
@@ -34,10 +34,12 @@ const (
 	frameInfo  = "snapferry segment 1\x00"
 	footerInfo = "snapferry footer 1\x00"
 	recordInfo = "snapferry record 1\x00"
+	dumpInfo   = "snapferry dump 1\x00"
 
 	placeSize  = 1 + 16 + 16                       // format version, chain, segment or version
 	frameSize  = placeSize + 2 + 1 + 1 + 4 + 1 + 8 // and slot, kind, codec, raw length, level, index
 	recordSize = placeSize + 8                     // and revision
+	dumpSize   = 1 + 8                             // format version, number
 )
 
 // SegmentKey seals and opens the frames and the footer of one segment. It is
@@ -167,6 +169,49 @@ func (k *RecordKey) aad(revision uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, revision)
 }
 
+// DumpKey seals and opens the dumps of one region's metadata. It is safe for
+// concurrent use.
+type DumpKey struct{ aead cipher.AEAD }
+
+// NewDumpKey derives the key of a region's dumps from the region's key. The
+// error is of Kind Invalid when that is not KeySize bytes long.
+func NewDumpKey(regionKey []byte) (*DumpKey, error) {
+	if len(regionKey) != KeySize {
+		return nil, snapferry.Errorf(snapferry.Invalid, "a region's key has %d bytes, this one %d", KeySize, len(regionKey))
+	}
+	prk, err := extract(regionKey, nil)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := expandKey(prk, dumpInfo)
+	if err != nil {
+		return nil, err
+	}
+	return &DumpKey{aead: aead}, nil
+}
+
+// Seal appends the sealed form of a dump's content to dst: len(plain) +
+// Overhead bytes.
+func (k *DumpKey) Seal(dst, plain []byte, number uint64) []byte {
+	return k.aead.Seal(dst, nil, plain, dumpAAD(number))
+}
+
+// Open appends to dst what Seal sealed for the same number. Anything else gives
+// an error of Kind Corrupt.
+func (k *DumpKey) Open(dst, sealed []byte, number uint64) ([]byte, error) {
+	plain, err := k.aead.Open(dst, nil, sealed, dumpAAD(number))
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "open dump %d: %w", number, err)
+	}
+	return plain, nil
+}
+
+func dumpAAD(number uint64) []byte {
+	b := make([]byte, 1, dumpSize)
+	b[0] = formatVersion
+	return binary.BigEndian.AppendUint64(b, number)
+}
+
 func place(chain snapferry.ChainID, id [16]byte) (p [placeSize]byte) {
 	p[0] = formatVersion
 	copy(p[1:], chain[:])
@@ -186,7 +231,11 @@ func extract(dataKey, salt []byte) ([]byte, error) {
 }
 
 func expand(prk []byte, info string, chain snapferry.ChainID) (cipher.AEAD, error) {
-	key, err := hkdf.Expand(sha256.New, prk, info+string(chain[:]), KeySize)
+	return expandKey(prk, info+string(chain[:]))
+}
+
+func expandKey(prk []byte, info string) (cipher.AEAD, error) {
+	key, err := hkdf.Expand(sha256.New, prk, info, KeySize)
 	if err != nil {
 		return nil, snapferry.Errorf(snapferry.Internal, "derive key: %w", err)
 	}

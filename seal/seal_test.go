@@ -272,6 +272,52 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+type dumpVector struct {
+	RegionKey string `json:"region_key"`
+	Number    uint64 `json:"number"`
+	Plain     string `json:"plain"`
+	DumpKey   string `json:"dump_key"`
+	Dump      string `json:"dump"`
+}
+
+// The vectors come from an implementation in another language; the key is
+// derived a third time by hand.
+func TestDumpVectors(t *testing.T) {
+	p, err := os.ReadFile("testdata/dumps.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vs []dumpVector
+	if err := json.Unmarshal(p, &vs); err != nil || len(vs) == 0 {
+		t.Fatalf("%d vectors, %v", len(vs), err)
+	}
+	mac := func(key, p []byte) []byte { h := hmac.New(sha256.New, key); h.Write(p); return h.Sum(nil) }
+	for i, v := range vs {
+		if got := mac(mac(make([]byte, 32), unhex(t, v.RegionKey)), []byte("snapferry dump 1\x00\x01")); hex.EncodeToString(got) != v.DumpKey {
+			t.Errorf("vector %d: got key %x, want %s", i, got, v.DumpKey)
+		}
+		k, err := seal.NewDumpKey(unhex(t, v.RegionKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := k.Open(nil, unhex(t, v.Dump), v.Number); err != nil || hex.EncodeToString(got) != v.Plain {
+			t.Errorf("vector %d: got %x, %v, want %s", i, got, err, v.Plain)
+		}
+		sealed := k.Seal([]byte("x"), unhex(t, v.Plain), v.Number)[1:]
+		if got, err := k.Open(nil, sealed, v.Number); err != nil || hex.EncodeToString(got) != v.Plain {
+			t.Errorf("vector %d, sealed here: got %x, %v", i, got, err)
+		}
+		if _, err := k.Open(nil, sealed, v.Number-1); !snapferry.IsKind(err, snapferry.Corrupt) {
+			t.Errorf("vector %d, as another number: got %v, want Corrupt", i, err)
+		}
+	}
+	for _, n := range []int{0, 31, 33} {
+		if _, err := seal.NewDumpKey(make([]byte, n)); !snapferry.IsKind(err, snapferry.Invalid) {
+			t.Errorf("dump key from %d bytes: got %v, want Invalid", n, err)
+		}
+	}
+}
+
 // The definition a third time: HKDF from HMAC by hand, GCM with its nonce
 // given. It opens what the package sealed and derives the keys of the vectors.
 func TestDefinition(t *testing.T) {
@@ -327,10 +373,10 @@ func TestFIPSMode(t *testing.T) {
 // In FIPS-only mode the standard library refuses what the standard does not
 // approve. The mode is chosen at start, so the test runs itself again.
 func TestFIPSOnly(t *testing.T) {
-	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^(TestSealOpen|TestFIPSMode|TestFooterAndRecord|TestFrameIsBound|TestVectors)$")
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^(TestSealOpen|TestFIPSMode|TestFooterAndRecord|TestFrameIsBound|TestVectors|TestDumpVectors)$")
 	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only")
 	out, err := cmd.CombinedOutput()
-	if err != nil || bytes.Count(out, []byte("--- PASS")) != 5 {
+	if err != nil || bytes.Count(out, []byte("--- PASS")) != 6 {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/client"
+	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/fsck"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -20,13 +21,14 @@ type checker struct {
 	vault  *vault.Vault
 	region snapferry.RegionName
 	public ed25519.PublicKey
+	dumps  dump.Sealer
 }
 
 // Check checks the region.
 func (c *checker) Check(ctx context.Context, deep bool, progress func(done, total int64)) (*client.FsckReport, error) {
 	r, err := fsck.Run(ctx, fsck.Config{
 		DB: c.db, Bucket: c.bucket, Vault: c.vault, Region: c.region, SignPublic: c.public, Deep: deep, Progress: progress,
-		Mark: c.mark,
+		Mark: c.mark, Dumps: c.dumps,
 	})
 	if err != nil {
 		return nil, err

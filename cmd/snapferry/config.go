@@ -19,6 +19,7 @@ type serverConfig struct {
 	Name        snapferry.RegionName `yaml:"name"`
 	Directory   string               `yaml:"directory"` // meta.db is in it, and bucket/ unless Bucket says otherwise
 	Bucket      bucketConfig         `yaml:"bucket,omitempty"`
+	KeyFile     string               `yaml:"key_file,omitempty"` // else region.key in the directory
 	API         apiConfig            `yaml:"api"`
 	Handoff     string               `yaml:"handoff"`
 	Peer        peerConfig           `yaml:"peer"`
@@ -82,7 +83,7 @@ func loadServerConfig(path string) (serverConfig, error) {
 }
 
 func (c *serverConfig) resolve(dir string) {
-	paths := []*string{&c.Directory, &c.Bucket.Path, &c.Bucket.CAFile, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
+	paths := []*string{&c.Directory, &c.KeyFile, &c.Bucket.Path, &c.Bucket.CAFile, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
 	if c.API.unix() {
 		paths = append(paths, &c.API.Listen)
 	}

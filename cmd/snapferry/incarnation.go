@@ -67,6 +67,9 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 		return row, err
 	}
 	if !found {
+		if highest != nil && highest.Name == name {
+			return row, lostMetadata(*highest)
+		}
 		if highest != nil {
 			return row, foreignBucket(*highest)
 		}
@@ -142,7 +145,13 @@ func readIncarnation(ctx context.Context, bucket *blob.Bucket, name string) (*in
 
 func foreignBucket(x incarnation) error {
 	return snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), and this metadata does not", x.Name, x.ID).
-		WithHint("correct directory or bucket in the configuration; when the metadata was lost, the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
+		WithHint("correct name, directory or bucket in the configuration")
+}
+
+// lostMetadata refuses to begin anew over the bucket of this region.
+func lostMetadata(x incarnation) error {
+	return snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), whose metadata is missing", x.Name, x.ID).
+		WithHint("rebuild the metadata from the bucket: snapferry recover --config FILE; or correct directory or bucket in the configuration")
 }
 
 // checkIncarnation refuses metadata that does not belong to its bucket or is
@@ -164,7 +173,7 @@ func checkIncarnation(row meta.Region, highest *incarnation) error {
 
 func tooOld(row meta.Region, number uint64) error {
 	return snapferry.Errorf(snapferry.Conflict, "the metadata is older than its bucket: it knows incarnation %d, the bucket has %d", row.Incarnation, number).
-		WithHint("bring the newest metadata back; the command \"snapferry recover\" of a coming version rebuilds it from the bucket")
+		WithHint("bring the newest metadata back, or catch up with the bucket: snapferry recover --merge --config FILE")
 }
 
 // nextIncarnation makes the object of the next incarnation, then the metadata

@@ -27,6 +27,7 @@ import (
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/peer"
 	"github.com/snapferry/snapferry/internal/pki"
+	"github.com/snapferry/snapferry/internal/recovery"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
 )
@@ -46,7 +47,9 @@ type regionServer struct {
 	api     service
 	peers   service
 	clients []*peer.Client
-	closers []func() error // in the order of opening
+	// catalogue keeps in the bucket what a recovery needs.
+	catalogue *recovery.Catalogue
+	closers   []func() error // in the order of opening
 }
 
 // service is an HTTP server and where it listens.
@@ -86,7 +89,7 @@ func (s *regionServer) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(bucket.Close)
-	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, "meta.db")})
+	db, err := meta.Open(ctx, meta.Config{Path: filepath.Join(s.cfg.Directory, metadataFile)})
 	if err != nil {
 		return err
 	}
@@ -98,7 +101,12 @@ func (s *regionServer) open(ctx context.Context) error {
 	if err := ensureAccounts(ctx, db, s.cfg.Accounts); err != nil {
 		return err
 	}
-	check, err := s.assemble(db, bucket, row, id, ca)
+	key, err := ensureRegionKey(s.cfg.keyFile(), s.log)
+	if err != nil {
+		return err
+	}
+	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: key, Log: s.log}
+	check, err := s.assemble(ctx, db, bucket, row, id, ca)
 	if err != nil {
 		return err
 	}
@@ -159,7 +167,7 @@ func ensureAccounts(ctx context.Context, db *meta.DB, accounts []accountConfig) 
 }
 
 // assemble makes the parts of the region and introduces them to each other.
-func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
+func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region, id *pki.Identity, ca *x509.CertPool) (*checker, error) {
 	codec, err := s.cfg.codec()
 	if err != nil {
 		return nil, err
@@ -188,7 +196,15 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	})
 	public := sign.Public().(ed25519.PublicKey)
 	s.log.Info("region opened", "id", row.ID, "incarnation", row.Incarnation, "public_key", hex.EncodeToString(public), "version", version)
-	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public}, nil
+	s.catalogue.Chains = v
+	// What the metadata does not know stops all reclaiming; it is served all the
+	// same.
+	if err := v.CheckRecords(ctx); err != nil && !snapferry.IsKind(err, snapferry.Conflict) {
+		return nil, err
+	} else if err != nil {
+		s.log.Error("nothing is reclaimed in this region", "err", err)
+	}
+	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public, dumps: s.catalogue.Key}, nil
 }
 
 // listen opens the sockets of the region.
@@ -286,6 +302,7 @@ func closed(c io.Closer) func() error {
 func (s *regionServer) serve(outer context.Context) error {
 	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return s.region.Run(ctx) })
+	g.Go(func() error { return s.catalogue.Run(ctx) })
 	g.Go(func() error { return s.handoff.Serve(ctx) })
 	for _, x := range []service{s.api, s.peers} {
 		g.Go(func() error {

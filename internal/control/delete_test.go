@@ -540,7 +540,7 @@ func TestUsage(t *testing.T) {
 // TestForkCutShort cuts the power at every point of a fork.
 func TestForkCutShort(t *testing.T) {
 	f := simtest.NewFactory(t)
-	d := simtest.NewDisk(1 << 20).Fill(0, 1)
+	d := simtest.NewDisk(1<<20).Fill(0, 1)
 	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
 		for n, done := 0, false; !done; n++ {
 			a := newAlone(t, f)

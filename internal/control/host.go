@@ -129,11 +129,10 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 	if err != nil || pinned {
 		return transfer.Handle{Pin: id, Snapshot: p.Snapshot}, err
 	}
-	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: time.Now()}
+	row := meta.Pin{ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now()}
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: row.Created, Pin: &row}
 	err = h.vault.Hold(ctx, hold, func(tx *meta.Tx) error {
-		_, err := tx.InsertPin(meta.Pin{
-			ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now(),
-		})
+		_, err := tx.InsertPin(row)
 		return err
 	})
 	return transfer.Handle{Pin: id, Snapshot: s.ID}, err

@@ -314,6 +314,12 @@ func enqueueDiscard(tx *meta.Tx, account snapferry.AccountID, p discardPayload) 
 	return job.Enqueue(tx, job.Job{Kind: jobDiscard, Account: account, Subject: string(p.Snapshot), Payload: string(text), Lane: job.Upkeep})
 }
 
+// ReleaseLater has the pin of a copy that has ended released at the source, in
+// the caller's transaction, as soon as the source can be reached.
+func ReleaseLater(tx *meta.Tx, account snapferry.AccountID, id snapferry.CopyID) error {
+	return enqueueDiscard(tx, account, discardPayload{Copy: id})
+}
+
 // runDiscard is the job that clears up after a snapshot that was deleted while
 // it was being made.
 func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -38,6 +39,8 @@ type Config struct {
 	// left in the bucket: Corrupt when it is not that. Without, it must name
 	// the region.
 	Mark func(ctx context.Context, n uint64, p []byte) error
+	// Dumps, if not nil, opens the dumps of the metadata, in a deep check.
+	Dumps dump.Sealer
 	// Progress, if not nil, is told how many bytes of objects are settled, of
 	// how many. It is called from one goroutine at a time; done never goes back.
 	Progress func(done, total int64)
@@ -92,6 +95,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		c.checkSnapshots,
 		c.checkRecords,
 		c.checkIncarnations,
+		c.checkCatalogue,
 		c.walkMaps,
 		c.checkObjects,
 		c.checkNames,

@@ -3,6 +3,7 @@ package fsck
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"slices"
 	"strconv"
@@ -88,17 +89,26 @@ func (c *checker) checkRecord(ctx context.Context, v *version) error {
 	return nil
 }
 
+// keys returns the public keys that signed what is in the bucket.
+func (c *checker) keys() []ed25519.PublicKey {
+	return append([]ed25519.PublicKey{c.SignPublic}, c.state.trusted...)
+}
+
 func (c *checker) readRecord(ctx context.Context, name string) (*record.Record, error) {
 	p, err := c.Bucket.Get(ctx, name, record.MaxSize)
 	if err != nil {
 		return nil, err
 	}
 	c.bytes.Add(int64(len(p)))
-	return record.Decode(p, c.SignPublic, nil)
+	return record.DecodeTrusted(p, c.keys(), nil)
 }
 
 // differs says in what a record does not agree with the metadata.
 func (c *checker) differs(v *version, r *record.Record) string {
+	state := v.State
+	if state == snapferry.VersionBroken {
+		state = snapferry.VersionSealed
+	}
 	for _, f := range []struct {
 		what      string
 		got, want any
@@ -107,7 +117,7 @@ func (c *checker) differs(v *version, r *record.Record) string {
 		{"revision", r.Revision, v.Revision},
 		{"chain", r.Chain, v.Chain},
 		{"parent", r.Parent, v.Parent},
-		{"state", r.State, v.State},
+		{"state", r.State, state},
 		{"region", r.Region, c.state.region.Name},
 		{"account", r.Account, c.state.chains[v.Chain].Account},
 		{"lineage", r.Volume, v.Volume},

@@ -3,6 +3,7 @@ package fsck
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"math/bits"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -27,6 +29,7 @@ type state struct {
 	snapshots []meta.Snapshot
 	pins      map[snapferry.SnapshotID][]meta.Pin
 	graves    map[snapferry.VersionID]meta.Grave
+	trusted   []ed25519.PublicKey
 	visible   int64 // snapshots that users see
 }
 
@@ -88,6 +91,9 @@ func readState(ctx context.Context, db *meta.DB) (*state, error) {
 	}
 	err := db.View(ctx, func(tx *meta.Tx) (err error) {
 		if s.region, err = tx.Region(); err != nil {
+			return err
+		}
+		if s.trusted, err = tx.TrustedKeys(); err != nil {
 			return err
 		}
 		for _, read := range []func(*meta.Tx) error{s.readVersions, s.readSegments, s.readSnapshots} {
@@ -208,6 +214,7 @@ type listing struct {
 	objects      map[string]int64               // size by name
 	records      map[snapferry.VersionID]uint64 // highest revision
 	incarnations []string
+	catalogue    []string // dumps, and objects of chains
 	others       []string
 }
 
@@ -226,6 +233,8 @@ func (c *checker) list(ctx context.Context) error {
 			b.objects[i.Name] = i.Size
 		case strings.HasPrefix(i.Name, incarnationPrefix):
 			b.incarnations = append(b.incarnations, i.Name)
+		case strings.HasPrefix(i.Name, dump.Prefix()), strings.HasPrefix(i.Name, record.ChainPrefix()):
+			b.catalogue = append(b.catalogue, i.Name)
 		case strings.HasPrefix(i.Name, checkPrefix):
 		default:
 			id, revision, err := record.ParseName(i.Name)
@@ -255,6 +264,8 @@ func (c *checker) checkVersions(context.Context) error {
 		switch {
 		case v.State == snapferry.VersionSealed && len(v.holds) == 0:
 			c.garbage(onVersion(v.ID), "sealed, but nothing holds it")
+		case v.State == snapferry.VersionBroken:
+			c.damage(onVersion(v.ID), "part of it was missing when the metadata was rebuilt; the snapshot failed")
 		case v.State == snapferry.VersionGhost && len(v.holds) > 0:
 			c.damage(onVersion(v.ID), "given up for deletion, but %d holds are on it", len(v.holds))
 		}

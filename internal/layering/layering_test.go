@@ -30,6 +30,7 @@ const rooms = `
 2 blockmap
 2 segment
 2 record
+2 dump
 2 nbd
 3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
@@ -46,6 +47,7 @@ const rooms = `
 4 internal/job
 5 internal/control
 5 internal/fsck
+5 internal/recovery
 6 internal/peer
 6 internal/export
 6 internal/api/internal/wire

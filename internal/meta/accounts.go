@@ -20,13 +20,13 @@ func scanAccount(r scanner, v *Account) error {
 
 // InsertAccount adds an account; Exists when its id, name or token is taken.
 func (tx *Tx) InsertAccount(a Account) error {
-	return tx.run(accountInsert, []any{string(a.ID), a.Name, textOrNull(a.TokenHash), millis(a.Created)}, "add account %s", a.Name)
+	return tx.bumpCatalogue(tx.run(accountInsert, []any{string(a.ID), a.Name, textOrNull(a.TokenHash), millis(a.Created)}, "add account %s", a.Name))
 }
 
 // SetAccountToken changes the hash of an account's token; Exists when another
 // account has it.
 func (tx *Tx) SetAccountToken(id snapferry.AccountID, hash string) error {
-	return tx.one(accountSetToken, []any{string(id), textOrNull(hash)}, "account", id)
+	return tx.bumpCatalogue(tx.one(accountSetToken, []any{string(id), textOrNull(hash)}, "account", id))
 }
 
 // Account returns an account by its id.
@@ -50,10 +50,10 @@ func scanChain(r scanner, v *Chain) error {
 
 // InsertChain adds a chain.
 func (tx *Tx) InsertChain(c Chain) error {
-	return tx.run(chainInsert, []any{
+	return tx.bumpCatalogue(tx.run(chainInsert, []any{
 		hexOrNull(c.ID), string(c.Account), int64(c.Algorithm), blobOrNull(c.WrappedKey), truth(c.Proven),
 		string(c.OriginRegion), hexText(c.OriginChain), millis(c.Created),
-	}, "add chain %s", c.ID)
+	}, "add chain %s", c.ID))
 }
 
 // Chain returns a chain by its id.
@@ -79,9 +79,9 @@ func scanVolume(r scanner, v *Volume) error {
 
 // InsertVolume adds a lineage.
 func (tx *Tx) InsertVolume(v Volume) error {
-	return tx.run(volumeInsert, []any{
+	return tx.bumpCatalogue(tx.run(volumeInsert, []any{
 		string(v.ID), string(v.Account), v.Name, hexOrNull(v.Chain), string(v.OriginRegion), string(v.OriginVolume), millis(v.Created),
-	}, "add volume %s", v.Name)
+	}, "add volume %s", v.Name))
 }
 
 // Volume returns a lineage by its id.

@@ -14,7 +14,7 @@ import (
 	"github.com/snapferry/snapferry"
 )
 
-const rebuildHint = "keep the bucket: it has what a coming version needs to rebuild the metadata; until then put the newest copy of meta.db back"
+const rebuildHint = "keep the file and the bucket; move meta.db away and run: snapferry recover --config FILE"
 
 // fail gives an error of the database its Kind and says what was being done.
 func fail(err error, format string, args ...any) error {

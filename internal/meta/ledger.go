@@ -35,7 +35,9 @@ func (tx *Tx) AddAudit(a Audit) error {
 
 // AuditOf returns who did what to a subject, in the order it was added.
 func (tx *Tx) AuditOf(subject string) ([]Audit, error) {
-	return list(tx, auditOfSubject, func(r scanner, a *Audit) error {
-		return r.Scan(&a.ID, timeColumn{&a.At}, &a.Account, &a.Action, &a.Subject, &a.Detail)
-	}, "audit lines", subject)
+	return list(tx, auditOfSubject, scanAudit, "audit lines", subject)
+}
+
+func scanAudit(r scanner, a *Audit) error {
+	return r.Scan(&a.ID, timeColumn{&a.At}, &a.Account, &a.Action, &a.Subject, &a.Detail)
 }

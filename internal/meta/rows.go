@@ -78,6 +78,7 @@ type Hold struct {
 	Kind    string
 	Owner   string
 	Created time.Time
+	Pin     *Pin // of a pin that is being made: for its record; not stored
 }
 
 // SegmentState is where a segment is in its life.

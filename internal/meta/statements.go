@@ -128,6 +128,26 @@ const (
 	usageVersions
 	usageSnapshots
 	usageObjects
+	catalogueGet
+	catalogueBump
+	catalogueDumped
+	trustedPut
+	trustedList
+	chainUpdate
+	volumeList
+	auditTail
+	snapshotsAll
+	pinsAll
+	jobsUnsettled
+	jobsFail
+	jobsCancel
+	pinsForget
+	holdsForget
+	checkpointsForget
+	versionsForget
+	gravesForget
+	segmentsForget
+	objectsForget
 	numStatements
 )
 
@@ -316,6 +336,28 @@ var statementText = [numStatements]string{
 		WHERE ($1 = '' OR s.account = $1) AND (s.deleted = 0 OR s.version IS NOT NULL) GROUP BY s.state`,
 	usageObjects: `SELECT o.state, COUNT(*), COALESCE(SUM(o.size), 0), COALESCE(SUM(o.dead), 0), COALESCE(SUM(CASE WHEN o.size < 8388608 THEN 1 ELSE 0 END), 0)
 		FROM objects o LEFT JOIN chains c ON c.id = o.chain WHERE $1 = '' OR c.account = $1 GROUP BY o.state`,
+	catalogueGet:    `SELECT catalogue, COALESCE((SELECT MAX(id) FROM audit), 0), dump, dumped, dumped_audit FROM region`,
+	catalogueBump:   `UPDATE region SET catalogue = catalogue + 1`,
+	catalogueDumped: `UPDATE region SET dump = $1, dumped = $2, dumped_audit = $3`,
+	trustedPut:      `INSERT INTO trusted_keys (public, added) VALUES ($1, $2) ON CONFLICT (public) DO NOTHING`,
+	trustedList:     `SELECT public FROM trusted_keys ORDER BY public`,
+	chainUpdate:     `UPDATE chains SET wrapped_key = $2, proven = $3 WHERE id = $1`,
+	volumeList:      `SELECT ` + volumeColumns + ` FROM volumes ORDER BY id`,
+	auditTail: `SELECT id, at, account, action, subject, detail FROM
+		(SELECT id, at, account, action, subject, detail FROM audit ORDER BY id DESC LIMIT $1) tail ORDER BY id`,
+	snapshotsAll:  `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume ORDER BY s.id`,
+	pinsAll:       `SELECT ` + pinColumns + ` FROM pins ORDER BY id`,
+	jobsUnsettled: `SELECT ` + jobColumns + ` FROM jobs WHERE state = 'queued' OR state = 'running' ORDER BY created, id`,
+	jobsFail: `UPDATE jobs SET state = 'failed', owner = '', token = token + 1, error = $1, finished = $2
+		WHERE state = 'running' OR (state = 'queued' AND token > 0)`,
+	jobsCancel:        `UPDATE jobs SET state = 'cancelled', cancel = 1, finished = $1 WHERE state = 'queued'`,
+	pinsForget:        `DELETE FROM pins`,
+	holdsForget:       `DELETE FROM holds`,
+	checkpointsForget: `DELETE FROM checkpoints`,
+	versionsForget:    `DELETE FROM versions`,
+	gravesForget:      `DELETE FROM graves`,
+	segmentsForget:    `DELETE FROM segments`,
+	objectsForget:     `DELETE FROM objects`,
 }
 
 // reads reports whether the statement only reads.

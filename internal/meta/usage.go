@@ -34,9 +34,6 @@ func (tx *Tx) MoveVolume(id snapferry.VolumeID, chain snapferry.ChainID) error {
 	return tx.one(volumeMove, []any{string(id), hexText(chain)}, "volume without versions", id)
 }
 
-// Chains returns all chains, by id.
-func (tx *Tx) Chains() ([]Chain, error) { return list(tx, chainList, scanChain, "chains") }
-
 // JobsOfLane returns at most limit (0: all) of the jobs of a lane that have not
 // ended, oldest first.
 func (tx *Tx) JobsOfLane(lane, limit int) ([]Job, error) {

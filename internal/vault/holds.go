@@ -132,7 +132,7 @@ func (v *Vault) reholdOnce(ctx context.Context, id snapferry.VersionID, c change
 	if err != nil {
 		return err
 	}
-	if row.State != snapferry.VersionSealed {
+	if row.State != snapferry.VersionSealed && (row.State != snapferry.VersionBroken || len(c.add) > 0) {
 		return snapferry.Errorf(snapferry.Conflict, "version %s is %s", id, row.State)
 	}
 	edge := row.Edge

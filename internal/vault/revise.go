@@ -107,6 +107,9 @@ func (v *Vault) record(ctx context.Context, c revision) (*record.Record, error) 
 		Version: row.ID, Chain: row.Chain, Parent: row.Parent, State: row.State, Region: v.region, Volume: row.Volume,
 		Token: row.Token, Algorithm: row.Algorithm, Size: row.Size, Blocks: row.Blocks, Created: row.Created, Root: row.Root, Digest: row.Digest,
 	}
+	if r.State == snapferry.VersionBroken {
+		r.State = snapferry.VersionSealed // that it cannot be read is no news for the bucket
+	}
 	if c.forwarded {
 		r.State, r.Forward = record.Forwarded, c.forward
 	}
@@ -143,6 +146,9 @@ func (v *Vault) record(ctx context.Context, c revision) (*record.Record, error) 
 // durableHold is what a record says of a hold: enough to show it again.
 func durableHold(tx *meta.Tx, h meta.Hold) (record.Hold, error) {
 	rh := record.Hold{Kind: record.HoldKind(h.Kind), Owner: h.Owner, Created: h.Created}
+	if h.Kind == HoldPin {
+		return rh, durablePin(tx, h, &rh)
+	}
 	if h.Kind != HoldSnapshot {
 		return rh, nil
 	}
@@ -155,7 +161,27 @@ func durableHold(tx *meta.Tx, h meta.Hold) (record.Hold, error) {
 	if s.Source != nil {
 		rh.SourceRegion, rh.SourceSnapshot, rh.SourceVolume = s.Source.Region, s.Source.Snapshot, s.SourceVolume
 	}
-	return rh, nil
+	vol, err := tx.Volume(s.VolumeID)
+	if err == nil && s.Source != nil && vol.OriginRegion == s.Source.Region {
+		rh.SourceLineage = vol.OriginVolume
+	}
+	return rh, err
+}
+
+// durablePin adds who keeps a pin, as far as that is known.
+func durablePin(tx *meta.Tx, h meta.Hold, rh *record.Hold) error {
+	if h.Pin == nil {
+		p, err := tx.Pin(h.Owner)
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		h.Pin = &p
+	}
+	rh.PinRegion, rh.PinIncarnation, rh.PinCopy, rh.PinSnapshot = h.Pin.Region, h.Pin.Incarnation, h.Pin.Copy, h.Pin.Snapshot
+	return nil
 }
 
 // rewrite writes the record of a complete version again, because the newest one

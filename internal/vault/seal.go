@@ -96,6 +96,9 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 	if err != nil {
 		return err
 	}
+	if err := w.v.EnsureChain(ctx, row.Chain); err != nil {
+		return err
+	}
 	edge := row.Edge
 	row.State, row.Digest, row.Blocks = snapferry.VersionSealed, s.Digest, uint64(s.Present/snapferry.BlockSize)
 	row.Sealed, row.Token = time.Now(), w.pack.token

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes vectors.json beside this file: the definition in docs/format/seal.md
+"""Writes vectors.json and dumps.json beside this file: the definition in docs/format/seal.md
 a second time, with the Python package "cryptography" and nothing of ours."""
 
 import hashlib
@@ -18,6 +18,15 @@ def fixed(name, n):
 
 def derive(data_key, salt, info, chain):
     return HKDF(hashes.SHA256(), 32, salt, info + b" 1\0" + chain).derive(data_key)
+
+
+def dump(i, number, plain):
+    region_key, nonce = fixed("region key %d" % i, 32), fixed("nonce %d" % i, 12)
+    key = HKDF(hashes.SHA256(), 32, None, b"snapferry dump 1\0").derive(region_key)
+    return {
+        "region_key": region_key.hex(), "number": number, "plain": plain.hex(), "dump_key": key.hex(),
+        "dump": (nonce + AESGCM(key).encrypt(nonce, plain, b"\1" + struct.pack(">Q", number))).hex(),
+    }
 
 
 def vector(i, slot, kind, codec, raw, level, index, revision, plain):
@@ -44,6 +53,8 @@ vectors = [
     vector(2, 258, 2, 2, 10000, 2, 63, 2**63, fixed("plain 2", 64)),
     vector(3, 1, 2, 0, 1, 1, 2**40 + 3, 2**64 - 1, b""),
 ]
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "vectors.json"), "w") as f:
-    json.dump(vectors, f, indent=1)
-    f.write("\n")
+dumps = [dump(0, 1, b"hello"), dump(1, 2**64 - 1, fixed("plain 1", 333)), dump(2, 2**33, b"")]
+for name, content in ("vectors.json", vectors), ("dumps.json", dumps):
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name), "w") as f:
+        json.dump(content, f, indent=1)
+        f.write("\n")

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -53,6 +54,7 @@ func Run(t *testing.T, place func(t testing.TB) Place) {
 		{"Jobs", testJobs},
 		{"CancelJob", testCancelJob},
 		{"Ledger", testLedger},
+		{"Rebuild", testRebuild},
 		{"Rollback", testRollback},
 		{"ConcurrentUpdates", testConcurrentUpdates},
 		{"ViewIsOneState", testViewIsOneState},
@@ -854,6 +856,75 @@ func testLedger(t *testing.T, p Place) {
 	second.ID = 2
 	same(t, "usage", read(t, db, func(tx *meta.Tx) ([]meta.Usage, error) { return tx.Usage("copy-1") }), []meta.Usage{u, second})
 	same(t, "audit", read(t, db, func(tx *meta.Tx) ([]meta.Audit, error) { return tx.AuditOf("copy-1") }), []meta.Audit{a})
+}
+
+// testRebuild tests what rebuilding metadata from the bucket uses.
+func testRebuild(t *testing.T, p Place) {
+	db := p.open(t)
+	update(t, db, func(tx *meta.Tx) error {
+		return tx.PutRegion(meta.Region{Name: "east", ID: "r1", SignKey: []byte{1}, LookupKey: []byte{2}, Created: at(0)})
+	})
+	same(t, "catalogue of nothing", read(t, db, (*meta.Tx).Catalogue), meta.Catalogue{Dumped: -1})
+	w := NewWorld(t, db)
+	key := make([]byte, 32)
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.SetAccountToken(w.Account.ID, "other"), tx.TrustKey(key, at(1)), tx.AddAudit(meta.Audit{Action: "a"}), tx.AddAudit(meta.Audit{Action: "b"}))
+	})
+	c := read(t, db, (*meta.Tx).Catalogue)
+	if c.Changes != 5 || c.Audit == 0 {
+		t.Errorf("catalogue: got %+v, want 5 changes and an audit line", c)
+	}
+	c.Dump, c.Dumped, c.DumpedAudit = 7, c.Changes, c.Audit
+	update(t, db, func(tx *meta.Tx) error { return tx.SetDumped(c) })
+	same(t, "catalogue", read(t, db, (*meta.Tx).Catalogue), c)
+	keys := read(t, db, (*meta.Tx).TrustedKeys)
+	if len(keys) != 1 || len(keys[0]) != 32 {
+		t.Errorf("trusted keys: got %v", keys)
+	}
+	last := read(t, db, func(tx *meta.Tx) ([]meta.Audit, error) { return tx.LastAudit(1) })
+	if len(last) != 1 || last[0].Action != "b" {
+		t.Errorf("last audit line: got %v, want b", last)
+	}
+	w.Chain.Proven = false
+	v, s := w.addVersion(t, db, 1, snapferry.VersionID{}), w.snapshot(1)
+	s.Version = v.ID
+	pin := meta.Pin{ID: "pin-1", Snapshot: s.ID, Version: v.ID, Region: "west", Incarnation: 1, Copy: "copy-1", Created: at(1)}
+	jobs := []meta.Job{{ID: "job-1", State: snapferry.JobQueued, Created: at(1)}, {ID: "job-2", State: snapferry.JobRunning, Token: 1, Created: at(2)}}
+	update(t, db, func(tx *meta.Tx) error {
+		return errors.Join(tx.PutChain(w.Chain), tx.PutSnapshot(s), tx.InsertJob(jobs[0]), tx.InsertJob(jobs[1]))
+	})
+	update(t, db, func(tx *meta.Tx) error { _, err := tx.InsertPin(pin); return err })
+	same(t, "pins", read(t, db, (*meta.Tx).AllPins), []meta.Pin{pin})
+	same(t, "chains", read(t, db, (*meta.Tx).Chains), []meta.Chain{w.Chain})
+	same(t, "volumes", read(t, db, (*meta.Tx).Volumes), []meta.Volume{w.Volume})
+	if got := read(t, db, (*meta.Tx).UnsettledJobs); len(got) != 2 {
+		t.Errorf("unsettled jobs: got %v", got)
+	}
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.ForgetBucket(), tx.EndJobs("reason", at(3))) })
+	s.State, s.Version, s.Region = snapferry.SnapshotReady, snapferry.VersionID{}, "east"
+	update(t, db, func(tx *meta.Tx) error { return tx.PutSnapshot(s) })
+	same(t, "snapshots", read(t, db, (*meta.Tx).AllSnapshots), []meta.Snapshot{s})
+	for i, want := range []snapferry.JobState{snapferry.JobCancelled, snapferry.JobFailed} {
+		if got := read(t, db, func(tx *meta.Tx) (meta.Job, error) { return tx.Job(jobs[i].ID) }); got.State != want {
+			t.Errorf("job %s: got %s, want %s", got.ID, got.State, want)
+		}
+	}
+	if got := read(t, db, (*meta.Tx).AllVersions); len(got) != 0 {
+		t.Errorf("versions left: %v", got)
+	}
+	path := filepath.Join(t.TempDir(), "copy.db")
+	if err := db.CopyTo(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	twin, err := meta.Open(t.Context(), meta.Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer twin.Close()
+	same(t, "copied snapshots", read(t, twin, (*meta.Tx).AllSnapshots), []meta.Snapshot{s})
+	if err := db.CopyTo(t.Context(), path); err == nil {
+		t.Error("a copy was written over a file")
+	}
 }
 
 func testRollback(t *testing.T, p Place) {

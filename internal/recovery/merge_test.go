@@ -1,0 +1,364 @@
+package recovery_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/blob/blobtest"
+	"github.com/snapferry/snapferry/internal/blob/memblob"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/recovery"
+	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/record"
+)
+
+func merge(c *recovery.Config) { c.Merge = true }
+
+// keep copies the metadata aside; back brings it back.
+func (r *region) keep() (back func()) {
+	r.t.Helper()
+	path := filepath.Join(r.t.TempDir(), "old.db")
+	r.must(r.db.CopyTo(r.ctx, path))
+	return func() {
+		r.t.Helper()
+		r.close()
+		p, err := os.ReadFile(path)
+		r.must(err)
+		r.must(os.WriteFile(r.path, p, 0o600))
+		r.open()
+	}
+}
+
+// Metadata of last week: what came since is back, what was deleted since stays
+// deleted, and what the bucket does not know is kept.
+func TestMerge(t *testing.T) {
+	r := newRegion(t)
+	r.build()
+	r.take("old", "lone", changed(r.snaps["lone"].disk, map[uint64]int{11: 81}))
+	var tip snapferry.SnapshotID
+	copies := []meta.Copy{
+		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyMoving}, Created: time.Now()},
+		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyFailed}, Created: time.Now()},
+	}
+	making := snapferry.NewSnapshotID()
+	r.update(func(tx *meta.Tx) error {
+		err := tx.InsertSnapshot(meta.Snapshot{VolumeID: r.vol.ID, Snapshot: snapferry.Snapshot{
+			ID: making, Account: r.account, State: snapferry.SnapshotCreating, Size: diskSize, Created: time.Now(),
+		}})
+		return errors.Join(err, tx.InsertCopy(copies[0]), tx.InsertCopy(copies[1]),
+			tx.InsertJob(meta.Job{ID: "job-1", Kind: "copy", State: snapferry.JobRunning, Token: 3, Payload: string(copies[0].ID), Created: time.Now()}),
+			tx.InsertJob(meta.Job{ID: "job-2", Kind: "discard", State: snapferry.JobQueued, Payload: `{"copy":"` + string(copies[1].ID) + `"}`, Created: time.Now()}),
+			tx.InsertRequest(meta.Request{Account: r.account, Token: "once", Operation: "x"}),
+			tx.AddUsage(meta.Usage{Account: r.account, Kind: "stored", Subject: "snap-x", Bytes: 7, At: time.Now()}))
+	})
+	back := r.keep()
+	tip = r.snaps["tip"].id
+	r.delete("tip")
+	r.delete("old")
+	r.settle()
+	r.take("new", "left", changed(r.snaps["left"].disk, map[uint64]int{12: 91}))
+	r.takeOf(r.volume("second", "", ""), "second", "", disk(map[uint64]int{3: 95}))
+	r.dump()
+	want := r.state()
+	back()
+	var released []snapferry.CopyID
+	rep := r.recover(func(c *recovery.Config) {
+		c.Merge = true
+		c.Release = func(_ *meta.Tx, _ snapferry.AccountID, id snapferry.CopyID) error {
+			released = append(released, id)
+			return nil
+		}
+	})
+	wantComplete(t, rep)
+	r.same(r.state(), want)
+	r.wantSnapshots(r.all()...)
+	r.wantClean()
+	if !slices.Contains(rep.Deleted, tip) || len(rep.Deleted) != 2 {
+		t.Errorf("deleted since: %v", rep.Deleted)
+	}
+	if len(released) != 2 {
+		t.Errorf("pins to be released: of %v, want those of both copies", released)
+	}
+	if _, err := os.Stat(rep.Backup); err != nil {
+		t.Errorf("the old metadata is not kept: %v", err)
+	}
+	r.view(func(tx *meta.Tx) error {
+		s, err := tx.Snapshot(tip)
+		if s.State != snapferry.SnapshotDeleting || !s.Version.IsZero() {
+			t.Errorf("what was deleted since is %s", s.State)
+		}
+		s, err2 := tx.Snapshot(making)
+		if s.State != snapferry.SnapshotFailed || s.Reason == "" {
+			t.Errorf("what was being made is %s", s.State)
+		}
+		c, err3 := tx.Copy(copies[0].ID)
+		if c.State != snapferry.CopyFailed {
+			t.Errorf("the copy is %s", c.State)
+		}
+		left, err4 := tx.UnsettledJobs()
+		if len(left) > 0 {
+			t.Errorf("jobs left: %v", left)
+		}
+		_, err5 := tx.Request(r.account, "once")
+		usage, err6 := tx.Usage("snap-x")
+		if len(usage) != 1 {
+			t.Errorf("usage: %v", usage)
+		}
+		return errors.Join(err, err2, err3, err4, err5, err6)
+	})
+	// Once more changes nothing.
+	wantComplete(t, r.recover(merge))
+	r.same(r.state(), want)
+	r.settle()
+	r.wantSnapshots(r.all()...)
+	r.wantClean()
+}
+
+// Deletions of a snapshot that others pin are remembered by the metadata alone.
+func TestMergeKeepsDeletions(t *testing.T) {
+	r := newRegion(t)
+	r.take("a", "", disk(map[uint64]int{0: 1}))
+	p := r.pin("a", 2)
+	r.dump()
+	id := r.snaps["a"].id
+	r.update(func(tx *meta.Tx) error {
+		s, err := tx.Snapshot(id)
+		s.State, s.Deleted = snapferry.SnapshotDeleting, time.Now()
+		return errors.Join(err, tx.UpdateSnapshot(s))
+	})
+	wantComplete(t, r.recover(merge))
+	r.view(func(tx *meta.Tx) error {
+		s, err := tx.Snapshot(id)
+		if s.State != snapferry.SnapshotDeleting || s.Version.IsZero() {
+			t.Errorf("the snapshot is %s", s.State)
+		}
+		pins, err2 := tx.PinsOf(id)
+		if len(pins) != 1 || pins[0] != p {
+			t.Errorf("pins: %v, want %v", pins, p)
+		}
+		return errors.Join(err, err2)
+	})
+	r.wantClean()
+}
+
+// What the metadata knows heals a record that is damaged.
+func TestMergeHeals(t *testing.T) {
+	r := newRegion(t)
+	r.build()
+	want := r.state()
+	for _, name := range r.all() {
+		row := r.row(name)
+		p := r.body(record.Name(row.ID, row.Revision))
+		p[len(p)/2] ^= 1
+		r.replace(record.Name(row.ID, row.Revision), p)
+	}
+	rep := r.recover(merge)
+	if rep.Complete || rep.Snapshots != 7 || rep.Failed != 0 {
+		t.Errorf("report: %+v", rep)
+	}
+	for i := range want.Versions {
+		want.Versions[i].Stale = want.Versions[i].State == snapferry.VersionSealed
+	}
+	r.same(r.state(), want)
+	r.settle()
+	r.wantSnapshots(r.all()...)
+	r.lose()
+	// The damaged ones are still there, below those that were written again.
+	rep = r.recover(nil)
+	if rep.Snapshots != 7 {
+		t.Errorf("from nothing, after the records were written again: %+v", rep)
+	}
+	r.wantSnapshots(r.all()...)
+}
+
+func TestRefusals(t *testing.T) {
+	r := small(t)
+	for name, change := range map[string]func(*recovery.Config){
+		"merge with nothing": merge,
+		"no key":             func(c *recovery.Config) { c.Key = nil },
+	} {
+		cfg := r.config()
+		change(&cfg)
+		if _, err := recovery.Run(r.ctx, cfg); !snapferry.IsKind(err, snapferry.NotFound) || snapferry.HintOf(err) == "" {
+			t.Errorf("%s: got %v, want NotFound with a hint", name, err)
+		}
+	}
+	cfg := r.config()
+	cfg.Key, cfg.Trust = nil, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	if _, err := recovery.Run(r.ctx, cfg); !snapferry.IsKind(err, snapferry.Corrupt) {
+		t.Errorf("another key: got %v, want Corrupt", err)
+	}
+	r.recover(nil)
+	r.close()
+	for name, change := range map[string]func(*recovery.Config){
+		"another region":  func(c *recovery.Config) { c.ID = "other" },
+		"bucket is older": func(c *recovery.Config) { c.Incarnation = 0 },
+	} {
+		cfg := r.config()
+		cfg.Merge = true
+		change(&cfg)
+		if _, err := recovery.Run(r.ctx, cfg); !snapferry.IsKind(err, snapferry.Conflict) && !snapferry.IsKind(err, snapferry.NotFound) {
+			t.Errorf("%s: got %v, want Conflict", name, err)
+		}
+	}
+	r.open()
+	r.wantSnapshots("base", "next", "last")
+}
+
+// Without key and dump, the public key is enough for the snapshots.
+func TestTrust(t *testing.T) {
+	r := small(t)
+	public := r.key.Public().(ed25519.PublicKey)
+	rep := r.recover(func(c *recovery.Config) { c.Key, c.Trust = nil, public })
+	wantComplete(t, rep)
+	if !rep.NewKey || rep.Dump != 0 {
+		t.Errorf("report: %+v", rep)
+	}
+	r.view(func(tx *meta.Tx) error {
+		a, err := tx.Account(r.account)
+		if a.Name != "main" || a.TokenHash != "" {
+			t.Errorf("account: %+v", a)
+		}
+		row, err2 := tx.Region()
+		r.key = row.SignKey
+		return errors.Join(err, err2)
+	})
+	r.forget()
+	r.wantSnapshots("base", "next", "last")
+	r.wantClean()
+	r.dump()
+	r.take("more", "last", changed(r.snaps["last"].disk, map[uint64]int{2: 31}))
+	r.wantClean()
+	// Lost again, with records of both keys: the dump has them.
+	r.lose()
+	wantComplete(t, r.recover(nil))
+	r.wantSnapshots("base", "next", "last", "more")
+	r.wantClean()
+}
+
+// A run that ends anywhere is gone on with, and reads nothing twice.
+func TestResume(t *testing.T) {
+	mem := memblob.New()
+	r := newRegionOn(t, mem)
+	r.build()
+	want := r.state()
+	r.lose()
+	slow := blobtest.NewSlow(mem, 0)
+	r.bucket = blob.New(slow)
+	if _, err := recovery.Run(r.ctx, func() recovery.Config { c := r.config(); c.DryRun = true; return c }()); err != nil {
+		t.Fatal(err)
+	}
+	whole := slow.Count(blobtest.ReadAt).Requests
+	slow.Reset()
+	rnd := rand.New(rand.NewPCG(5, 6))
+	for range 8 {
+		ctx, cancel := context.WithCancel(r.ctx)
+		stop, n := rnd.IntN(40), 0
+		cfg := r.config()
+		cfg.Workers = 1
+		cfg.Progress = func(string, int64, int64) {
+			if n++; n > stop {
+				cancel()
+			}
+		}
+		rep, err := recovery.Run(ctx, cfg)
+		cancel()
+		if rep != nil {
+			break
+		}
+		if !snapferry.IsKind(err, snapferry.Cancelled) {
+			t.Fatalf("interrupted: %v", err)
+		}
+		if _, err := os.Stat(r.path); err == nil {
+			t.Fatal("an interrupted run left metadata")
+		}
+	}
+	if _, err := os.Stat(r.path); err != nil {
+		wantComplete(t, r.recover(nil))
+	} else {
+		r.open()
+	}
+	// Each run opens the dump anew, and one read may be lost in each.
+	if got := slow.Count(blobtest.ReadAt).Requests; got > whole+2*9 {
+		t.Errorf("%d reads over all runs, %d in one", got, whole)
+	}
+	r.same(r.state(), want)
+	r.wantClean()
+	left, err := filepath.Glob(r.path + "*recovering*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// A cache that ends in the middle, or was damaged, is read as far as it is good.
+func TestDamagedCache(t *testing.T) {
+	r := small(t)
+	ctx, cancel := context.WithCancel(r.ctx)
+	cfg := r.config()
+	cfg.Progress = func(phase string, done, _ int64) {
+		if phase == recovery.PhaseMaps && done == 1 {
+			cancel()
+		}
+	}
+	if _, err := recovery.Run(ctx, cfg); err == nil {
+		t.Fatal("the run was not interrupted")
+	}
+	path := r.path + ".recovering.cache"
+	p, err := os.ReadFile(path)
+	if err != nil || len(p) == 0 {
+		t.Fatalf("%d bytes of cache, %v", len(p), err)
+	}
+	for _, at := range []int{len(p) - 3, len(p) / 2, 1} {
+		bad := slices.Clone(p)
+		bad[at] ^= 1
+		r.must(os.WriteFile(path, bad[:len(bad)-at%2], 0o600))
+		wantComplete(t, r.dry(nil))
+	}
+}
+
+// A thousand snapshots of one changed block each.
+func BenchmarkRecover(b *testing.B) {
+	mem := memblob.New()
+	slow := blobtest.NewSlow(mem, 0)
+	r := newRegionOn(b, slow)
+	n := 1000
+	d := simtest.NewDisk(1 << 30)
+	for i := range 64 {
+		d.Fill(uint64(i*256), i+1)
+	}
+	r.take("s0", "", d)
+	last := "s0"
+	for i := 1; i < n; i++ {
+		d = changed(d, map[uint64]int{uint64(i % 64 * 256): 1000 + i})
+		name := "s" + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i/676))
+		r.take(name, last, d)
+		last = name
+	}
+	r.dump()
+	r.lose()
+	b.ResetTimer()
+	for b.Loop() {
+		slow.Reset()
+		cfg := r.config()
+		cfg.DryRun = true
+		rep, err := recovery.Run(r.ctx, cfg)
+		r.must(err)
+		if rep.Snapshots != int64(n) || !rep.Complete {
+			b.Fatalf("%d snapshots, %+v", rep.Snapshots, rep.Findings)
+		}
+	}
+	requests := slow.Count(blobtest.ReadAt).Requests + slow.Count(blobtest.Size).Requests + slow.Count(blobtest.List).Requests
+	b.ReportMetric(float64(requests)/float64(n), "requests/snapshot")
+	b.ReportMetric(float64(slow.Count(blobtest.ReadAt).Bytes)/float64(n), "bytes/snapshot")
+	r.recover(nil)
+	r.close()
+}
