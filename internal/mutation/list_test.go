@@ -83,4 +83,43 @@ var list = []mutation{
 		name: "the object of the last dead slot is not condemned", pkg: vault, test: "TestLifeAndDeath",
 		edits: []edit{{"internal/meta/life.go", "if free != \"\" {", "if false {"}},
 	},
+	{
+		name: "compaction moves a segment from wherever it is", pkg: vault, test: "TestCompactorsRace",
+		edits: []edit{{"internal/meta/statements.go", "WHERE id = $1 AND state = 'live' AND object = $2 AND generation = $3`", "WHERE id = $1 AND state = 'live' AND $2 = $2 AND $3 = $3`"}},
+	},
+	{
+		name: "compaction takes objects from open versions", pkg: vault, test: "TestCompactLeavesOpen",
+		edits: []edit{{"internal/meta/statements.go", "WHERE s.object = o.name AND v.state = 'open')", "WHERE s.object = o.name AND v.state = 'none')"}},
+	},
+	{
+		name: "a merged object is deleted though its commit came", pkg: vault, test: "TestCrashInCompact",
+		edits: []edit{{"internal/vault/compact.go", "live = err == nil && o.State != meta.ObjectWriting", "live = err == nil && o.State == \"\""}},
+	},
+	{
+		name: "compaction does not check what it reads", pkg: vault, test: "TestDamagedIsLeftAlone",
+		edits: []edit{{"internal/vault/merge.go", "if e.CRC != old.CRC {", "if e.CRC = old.CRC; false {"}},
+	},
+	{
+		name: "a stale place is not looked up again", pkg: vault, test: "TestStaleAfterCompaction",
+		edits: []edit{
+			{"internal/vault/fetch.go", "if last || !stale(err) {", "if last || true {"},
+			{"internal/vault/locate.go", "if err == nil || !stale(err) {", "if err == nil || true {"},
+		},
+	},
+	{
+		name: "the sweep takes what a running compaction has put", pkg: vault, test: "TestSweepRaces",
+		edits: []edit{{"internal/vault/sweep.go", "if !snapferry.IsKind(err, snapferry.Conflict) {\n\t\t\t\t\treturn err // its job", "if false {\n\t\t\t\t\treturn err // its job"}},
+	},
+	{
+		name: "the sweep deletes what only old metadata does not know", pkg: vault, test: "TestSweepUnderOldMetadata",
+		edits: []edit{{"internal/vault/sweep.go", "} else if lost {", "} else if lost && false {"}},
+	},
+	{
+		name: "an unknown record does not stop the sweep", pkg: vault, test: "TestUnknownRecord",
+		edits: []edit{{"internal/vault/sweep.go", "if k.allowed(r.revision) {", "if true || k.allowed(r.revision) {"}},
+	},
+	{
+		name: "what was deleted while a sweep listed is taken for unknown", pkg: vault, test: "TestSweepRaces",
+		edits: []edit{{"internal/vault/sweep.go", "_, err := s.v.bucket.Size(ctx, r.name)\n", "var err error\n"}},
+	},
 }

@@ -57,8 +57,12 @@ func (r *Region) Check(tb TB, g Garbage) {
 		a.version(v)
 	}
 	for _, s := range a.segments {
-		if states[s.Version] != snapferry.VersionOpen {
+		switch {
+		case states[s.Version] == snapferry.VersionOpen:
+		case s.State == meta.SegmentLive:
 			a.segment(s)
+		case g == NoGarbage:
+			tb.Errorf("%s: segment %s is garbage, being written by version %s", r.Name, s.ID, s.Version)
 		}
 	}
 	a.bucket(g, states)

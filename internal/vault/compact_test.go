@@ -219,6 +219,7 @@ func (h *holed) reclaim(t testing.TB) vault.ReclaimStats {
 }
 
 func TestCompact(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	if !h.needs() {
 		t.Fatal("nothing is hollow")
@@ -269,13 +270,14 @@ func TestCompact(t *testing.T) {
 // TestCompactSmall merges the objects of many small versions, and counts what a
 // read of the newest asks for.
 func TestCompactSmall(t *testing.T) {
+	t.Parallel()
 	h := &holed{driver: &hooked{Driver: memblob.New()}, disks: map[snapferry.VersionID]*simtest.Disk{}}
 	h.Region = simtest.NewRegion(t, simtest.Options{Driver: h.driver})
 	h.vol = h.Volume(h.Account("a"), "disk")
 	d := simtest.NewDisk(64 << 20)
 	rng := rand.New(rand.NewPCG(1, 2))
 	var parent snapferry.VersionID
-	for i := range 200 {
+	for i := range 150 {
 		d = d.Clone(d.Size()).Fill(rng.Uint64N(1024), 2*i+1)
 		id, _, err := h.Store(h.vol, parent, d)
 		if err != nil {
@@ -319,6 +321,7 @@ func TestCompactSmall(t *testing.T) {
 // TestCompactLeavesOpen: a version that is being written keeps its objects, and
 // its abort deletes nothing else.
 func TestCompactLeavesOpen(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	id, w := open(t, h.Region, h.vol, h.ids[0], h.disks[h.ids[0]].Size())
 	for leaf := range uint64(3) {
@@ -360,6 +363,7 @@ func TestCompactLeavesOpen(t *testing.T) {
 // TestCrashInCompact: whatever fails, every version reads, what is left over is
 // known, and another run comes to its end.
 func TestCrashInCompact(t *testing.T) {
+	t.Parallel()
 	var id snapferry.VersionID
 	var d *simtest.Disk
 	everywhere(t, func(t *testing.T, s *scene) {
@@ -420,6 +424,7 @@ func hollowScene(t *testing.T, s *scene) (snapferry.VersionID, *simtest.Disk) {
 // TestCrashInSweep leaves all kinds of garbage and cuts the power while it is
 // swept.
 func TestCrashInSweep(t *testing.T) {
+	t.Parallel()
 	var id snapferry.VersionID
 	var d *simtest.Disk
 	everywhere(t, func(t *testing.T, s *scene) {
@@ -485,6 +490,7 @@ func litter(t testing.TB, r *simtest.Region, vol meta.Volume, of snapferry.Versi
 // TestCompactRandom compacts random chains under eight readers, with a fault
 // somewhere, and reclaims at once.
 func TestCompactRandom(t *testing.T) {
+	t.Parallel()
 	f := simtest.NewFactory(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		r := f.NewRegion(t, simtest.Options{Codec: rapid.SampledFrom([]snapferry.Codec{snapferry.Stored, snapferry.Zstd}).Draw(rt, "codec")})
@@ -586,6 +592,7 @@ func startReaders(r *simtest.Region, live []snapferry.VersionID, disks map[snapf
 // work. Its object stays behind, a second one with the same segments and
 // generations.
 func TestCompactorsRace(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	heir, err := vault.New(vault.Config{Bucket: h.Bucket, DB: h.DB, Region: h.Name})
 	if err != nil {
@@ -619,6 +626,7 @@ func TestCompactorsRace(t *testing.T) {
 // TestDeathDuringCompaction deletes versions between put and commit: frames, and
 // whole segments.
 func TestDeathDuringCompaction(t *testing.T) {
+	t.Parallel()
 	for name, victims := range map[string]func(h *holed) []snapferry.VersionID{
 		"one": func(h *holed) []snapferry.VersionID { return h.ids[:1] },
 		"all": func(h *holed) []snapferry.VersionID { return h.ids },
@@ -654,6 +662,7 @@ func TestDeathDuringCompaction(t *testing.T) {
 // TestFenceInCompaction: who lost the lease between put and commit changes
 // nothing.
 func TestFenceInCompaction(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	lost := snapferry.Errorf(snapferry.Conflict, "the lease is lost")
 	var over atomic.Bool
@@ -676,6 +685,7 @@ func TestFenceInCompaction(t *testing.T) {
 // TestStaleAfterCompaction reads with a vault that knows only the places before
 // a compaction, all of whose old objects are gone.
 func TestStaleAfterCompaction(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	other, err := vault.New(vault.Config{Bucket: h.Bucket, DB: h.DB, Region: h.Name})
 	if err != nil {
@@ -714,6 +724,7 @@ func TestStaleAfterCompaction(t *testing.T) {
 // TestFreed: what a reader without a hold asks for and was deleted is not taken
 // for damage.
 func TestFreed(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	ctx := t.Context()
 	half, err := h.Vault.MapOf(ctx, h.ids[0])
@@ -746,6 +757,7 @@ func TestFreed(t *testing.T) {
 // TestDamagedIsLeftAlone: an object with a wrong byte, or too short, or missing,
 // stays where it is and is reported; the others are compacted.
 func TestDamagedIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(h *holed, s meta.Segment){
 		"frame":     func(h *holed, s meta.Segment) { flipLive(h, s) },
 		"footer":    func(h *holed, s meta.Segment) { h.Faulty.FlipByte(s.Object, s.Offset+s.Length-3) },
@@ -795,6 +807,7 @@ func flipLive(h *holed, s meta.Segment) {
 
 // TestFullBucket: without space nothing changes.
 func TestFullBucket(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	h.driver.always(blobtest.Put, vault.ObjectPrefix, func() error { return snapferry.Errorf(snapferry.Full, "no space") })
 	for range 2 {
@@ -812,6 +825,7 @@ func TestFullBucket(t *testing.T) {
 
 // TestReclaimRefused: a bucket that does not delete loses nothing.
 func TestReclaimRefused(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	if _, err := h.compact(h.Vault); err != nil {
 		t.Fatal(err)
@@ -845,6 +859,7 @@ func TestReclaimRefused(t *testing.T) {
 
 // TestCompactRate: the limit is waited for, and can be lifted meanwhile.
 func TestCompactRate(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	limit := rate.NewLimiter(1, 1<<20)
 	ctx, cancel := context.WithCancel(t.Context())

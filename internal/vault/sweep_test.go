@@ -48,6 +48,7 @@ func (h *holed) stopped() (why string) {
 }
 
 func TestSweep(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	h.sweep(t)
 	litter(t, h.Region, h.vol, h.ids[0])
@@ -69,6 +70,7 @@ func TestSweep(t *testing.T) {
 // TestSweepKeepsRecords: of each version the committed record stays, those
 // above it, and two below.
 func TestSweepKeepsRecords(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	litter(t, h.Region, h.vol, h.ids[0])
 	h.sweep(t)
@@ -91,6 +93,7 @@ func TestSweepKeepsRecords(t *testing.T) {
 // TestSweepRaces does something while a sweep lists, before and after, and while
 // it has listed and not yet asked. Nothing that is needed may go.
 func TestSweepRaces(t *testing.T) {
+	t.Parallel()
 	store := func(h *holed, t *testing.T) {
 		last := h.ids[len(h.ids)-1]
 		d := h.disks[last].Clone(h.disks[last].Size()).Fill(3, 777).Fill(600, 779)
@@ -177,6 +180,7 @@ func TestSweepRaces(t *testing.T) {
 			for _, after := range []bool{false, true} {
 				when := map[bool]string{false: " before ", true: " after "}[after]
 				t.Run(name+when+prefix, func(t *testing.T) {
+					t.Parallel()
 					h := newHoled(t, simtest.Options{})
 					litter(t, h.Region, h.vol, h.ids[0])
 					h.driver.once(blobtest.List, prefix, after, func() error { do(h, t); return nil })
@@ -195,6 +199,7 @@ func TestSweepRaces(t *testing.T) {
 // TestUnknownRecord: a record that the metadata does not know stops all that
 // deletes, and nothing goes.
 func TestUnknownRecord(t *testing.T) {
+	t.Parallel()
 	for name, forge := range map[string]func(h *holed) string{
 		"version":  func(*holed) string { return record.Name(snapferry.NewVersionID(), 1) },
 		"revision": func(h *holed) string { return record.Name(h.ids[0], 99) },
@@ -235,6 +240,7 @@ func TestUnknownRecord(t *testing.T) {
 // TestSweepUnderOldMetadata brings back the metadata from before a compaction:
 // no version record tells, but the merged object is all there is.
 func TestSweepUnderOldMetadata(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "meta.db")
 	h := newHoled(t, simtest.Options{DB: path})
 	h.Stop()
@@ -277,6 +283,7 @@ func TestSweepUnderOldMetadata(t *testing.T) {
 // TestSweepLeavesUnreadable: what nobody registered and nobody can read may be
 // anything.
 func TestSweepLeavesUnreadable(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	if err := h.Bucket.Put(t.Context(), "objects/00junk", []byte("no object")); err != nil {
 		t.Fatal(err)
@@ -293,6 +300,7 @@ func TestSweepLeavesUnreadable(t *testing.T) {
 // TestSweepRefused: a bucket that does not delete fails the sweep, which can be
 // done again.
 func TestSweepRefused(t *testing.T) {
+	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	litter(t, h.Region, h.vol, h.ids[0])
 	h.driver.always(blobtest.Delete, "", func() error { return snapferry.Errorf(snapferry.Unavailable, "not now") })
