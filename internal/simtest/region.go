@@ -6,6 +6,7 @@ package simtest
 import (
 	"context"
 	"crypto/ed25519"
+	"database/sql"
 	"fmt"
 	"log/slog"
 	"os"
@@ -177,6 +178,32 @@ func (r *Region) start() {
 func (r *Region) Forget() {
 	r.tb.Helper()
 	r.Vault = r.Another()
+}
+
+// Offline stops the region, brings the power back, and starts it again after fn
+// has worked on its metadata file and its bucket.
+func (r *Region) Offline(fn func(path string, bucket *blob.Bucket)) {
+	r.tb.Helper()
+	r.Stop()
+	r.Power.Restore()
+	fn(r.opts.DB, blob.New(r.Power))
+	r.start()
+	if err := r.Vault.Start(context.Background()); err != nil {
+		r.tb.Fatalf("region %s: %v", r.Name, err)
+	}
+}
+
+// CopyDB writes the metadata, as it is now, to another file.
+func (r *Region) CopyDB(path string) {
+	r.tb.Helper()
+	db, err := sql.Open("sqlite", r.opts.DB)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("VACUUM INTO ?", path); err != nil {
+		r.tb.Fatal(err)
+	}
 }
 
 // Another returns one more vault over the same bucket and metadata, as another

@@ -2,18 +2,24 @@ package vault_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/recovery"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
 )
@@ -38,11 +44,16 @@ type history struct {
 	open  []snapferry.VersionID
 	disks map[snapferry.VersionID]*simtest.Disk
 	what  []string // what was done
+
+	dir    string
+	backup string // a copy of the metadata of an earlier time
+	copies int
 }
 
 func newHistory(t testing.TB, f *simtest.Factory, seed uint64) *history {
+	dir := t.TempDir()
 	h := &history{
-		Region: f.NewRegion(t, simtest.Options{}), t: t, rnd: rand.New(rand.NewPCG(seed, 7)),
+		Region: f.NewRegion(t, simtest.Options{DB: filepath.Join(dir, "meta.db")}), t: t, dir: dir, rnd: rand.New(rand.NewPCG(seed, 7)),
 		disks: map[snapferry.VersionID]*simtest.Disk{{}: simtest.NewDisk(historySize)},
 	}
 	h.vol = h.Volume(h.Account("a"), "disk")
@@ -129,6 +140,8 @@ func (h *history) step() error {
 		return h.rush()
 	case n < 98:
 		return h.tidy()
+	case n < 99:
+		return h.recover()
 	default:
 		return h.visits()
 	}
@@ -174,6 +187,60 @@ func (h *history) rush() error {
 		h.disks[child], h.open = disk, append(h.open, child)
 	}
 	return err
+}
+
+// recover rebuilds the metadata from the bucket: over what it is, or over a copy
+// of an earlier time. What is open is lost, and said so; all else is as before.
+func (h *history) recover() error {
+	if err := h.visits(); err != nil {
+		return err
+	}
+	old := h.backup
+	h.log("recover, over an old copy: %v", old != "" && h.rnd.IntN(2) == 0)
+	live := h.live
+	var report *recovery.Report
+	var err error
+	h.Offline(func(path string, bucket *blob.Bucket) {
+		if strings.HasSuffix(h.what[len(h.what)-1], "true") {
+			for _, suffix := range []string{"-wal", "-shm"} {
+				os.Remove(path + suffix)
+			}
+			if err = os.Rename(old, path); err != nil {
+				return
+			}
+			h.backup = ""
+		}
+		report, err = recovery.Run(context.Background(), recovery.Config{
+			Bucket: bucket, Path: path, Region: h.Name, ID: "region", Merge: true, Workers: 2,
+		})
+	})
+	if err != nil {
+		return err
+	}
+	if !report.Complete {
+		return snapferry.Errorf(snapferry.Corrupt, "the recovery is not complete: %+v", report)
+	}
+	for _, f := range report.Findings {
+		if f.Severity == recovery.Damage {
+			return snapferry.Errorf(snapferry.Corrupt, "recovery finds damage: %+v", f)
+		}
+	}
+	h.reconcile(errors.New("what was open is gone"), nil, nil)
+	if len(h.open) > 0 || !sameIDs(h.live, live) {
+		h.fail("after the recovery %d versions live, want %d; %d are open", len(h.live), len(live), len(h.open))
+	}
+	return nil
+}
+
+// keep keeps a copy of the metadata for a later recovery.
+func (h *history) keep() {
+	if h.backup != "" {
+		os.Remove(h.backup)
+	}
+	h.copies++
+	h.backup = filepath.Join(h.dir, fmt.Sprintf("old-%d.db", h.copies))
+	h.CopyDB(h.backup)
+	h.log("keep a copy of the metadata")
 }
 
 // tidy gives space back: compaction while eight readers read, removal of what is
@@ -392,6 +459,14 @@ func TestLifeAndDeath(t *testing.T) {
 				}
 				if i%(historySteps/2) == historySteps/3 {
 					h.verify()
+				}
+				if i == historySteps/4 && seed%3 == 0 {
+					h.keep()
+				}
+				if i == historySteps*2/3 && seed%3 == 0 {
+					if err := h.recover(); err != nil {
+						h.fail("%v", err)
+					}
 				}
 			}
 			h.verify()
