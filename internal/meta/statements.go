@@ -119,6 +119,15 @@ const (
 	usageOfSubject
 	auditInsert
 	auditOfSubject
+	volumeMove
+	chainList
+	choresWithout
+	jobQueued
+	jobsOfLane
+	jobsPrune
+	usageVersions
+	usageSnapshots
+	usageObjects
 	numStatements
 )
 
@@ -289,6 +298,24 @@ var statementText = [numStatements]string{
 	usageOfSubject: `SELECT id, account, kind, subject, bytes, at FROM usage WHERE subject = $1 ORDER BY id`,
 	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
 	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
+
+	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)`,
+	chainList:  `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
+	choresWithout: `SELECT c.id, c.chain FROM (
+			SELECT id, chain FROM versions WHERE due <> 0 AND ($1 = '' OR chain = $1)
+			UNION ALL SELECT id, chain FROM versions WHERE stale <> 0 AND due = 0 AND ($1 = '' OR chain = $1)
+			UNION ALL SELECT version, chain FROM graves WHERE kept = 0 AND ($1 = '' OR chain = $1)) c
+		WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.subject = c.id AND j.kind = $2 AND j.state = 'queued') LIMIT $3`,
+	jobQueued:  `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
+	jobsOfLane: `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
+	jobsPrune:  `DELETE FROM jobs WHERE (state = 'done' OR state = 'cancelled') AND lane = $1 AND finished < $2`,
+
+	usageVersions: `SELECT v.state, COUNT(*), COALESCE(SUM(v.blocks), 0) FROM versions v JOIN chains c ON c.id = v.chain
+		WHERE $1 = '' OR c.account = $1 GROUP BY v.state`,
+	usageSnapshots: `SELECT s.state, COUNT(*), COALESCE(SUM(v.blocks), 0) FROM snapshots s LEFT JOIN versions v ON v.id = s.version
+		WHERE ($1 = '' OR s.account = $1) AND (s.deleted = 0 OR s.version IS NOT NULL) GROUP BY s.state`,
+	usageObjects: `SELECT o.state, COUNT(*), COALESCE(SUM(o.size), 0), COALESCE(SUM(o.dead), 0), COALESCE(SUM(CASE WHEN o.size < 8388608 THEN 1 ELSE 0 END), 0)
+		FROM objects o LEFT JOIN chains c ON c.id = o.chain WHERE $1 = '' OR c.account = $1 GROUP BY o.state`,
 }
 
 // reads reports whether the statement only reads.
