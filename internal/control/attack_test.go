@@ -117,6 +117,7 @@ func TestBaseDeletedBetweenRuns(t *testing.T) {
 	}
 	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return s })
 	w.ready(c3.ID, d3)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 

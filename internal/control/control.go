@@ -11,9 +11,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -34,6 +37,9 @@ type Config struct {
 	Peers   map[snapferry.RegionName]func(account string) transfer.Remote
 	Version string       // of the program
 	Log     *slog.Logger // nil for none
+
+	ReclaimGrace   time.Duration // between an object's condemnation and its removal; 0: a minute, less than 0: none
+	CompactionRate int64         // bytes per second that compaction may read; 0: as many as it can
 }
 
 // Region is one region's control plane. It is safe for concurrent use.
@@ -47,6 +53,8 @@ type Region struct {
 	version string
 	log     *slog.Logger
 	started time.Time
+	grace   time.Duration
+	pace    *rate.Limiter // of compaction; nil: none
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
@@ -58,15 +66,32 @@ func New(c Config) *Region {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	switch {
+	case c.ReclaimGrace == 0:
+		c.ReclaimGrace = defaultGrace
+	case c.ReclaimGrace < 0:
+		c.ReclaimGrace = 0
+	}
 	return &Region{
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
+		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 	}
+}
+
+// limiter allows bytes per second, at most those of a second at once; nil, and
+// so no limit, for 0.
+func limiter(bytes int64) *rate.Limiter {
+	if bytes <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytes), int(min(bytes, math.MaxInt32)))
 }
 
 // The kinds of jobs.
 const (
 	jobImport  = "import"
+	jobFork    = "fork"
 	jobCopy    = "copy"
 	jobDiscard = "discard"
 )
@@ -79,11 +104,12 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.finishDeletes(ctx); err != nil {
 		return err
 	}
-	return r.jobs.Start(ctx, map[string]job.Handler{
-		jobImport:  r.runImport,
-		jobCopy:    r.runCopy,
-		jobDiscard: r.runDiscard,
-	})
+	if err := r.startUpkeep(ctx); err != nil {
+		return err
+	}
+	handlers := r.upkeep()
+	handlers[jobImport], handlers[jobFork], handlers[jobCopy], handlers[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
+	return r.jobs.Start(ctx, handlers)
 }
 
 // Name returns the region's name.
@@ -130,11 +156,11 @@ type running struct {
 	counts  func() snapferry.Counts
 
 	mu   sync.Mutex
-	rate rate
+	rate pace
 }
 
 // rate is a moving average of bytes per second.
-type rate struct {
+type pace struct {
 	at    time.Time
 	bytes int64
 	value float64
@@ -155,7 +181,7 @@ func (x *running) show() *snapferry.Progress {
 		if w := min(d.Seconds()/rateWindow.Seconds(), 1); x.rate.value > 0 {
 			v = x.rate.value*(1-w) + v*w
 		}
-		x.rate = rate{at: now, bytes: p.Done, value: v}
+		x.rate = pace{at: now, bytes: p.Done, value: v}
 	}
 	p.Rate = x.rate.value
 	return p

@@ -7,6 +7,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/transfer"
@@ -129,8 +130,41 @@ func gone(t *testing.T, r *simtest.Region, id snapferry.SnapshotID) {
 	})
 }
 
+// rest waits until upkeep has nothing left to do in a region.
+func rest(t *testing.T, r *simtest.Region) {
+	t.Helper()
+	idle(t, r, "the end of upkeep in "+string(r.Name), upkeepEnded)
+}
+
+func upkeepEnded(tx *meta.Tx) (bool, error) {
+	left, err := tx.Chores()
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	jobs, err := tx.JobsOfLane(job.Upkeep, 0)
+	for _, j := range jobs {
+		if j.Kind != "sweep" || j.RunAfter.IsZero() {
+			return false, err
+		}
+	}
+	return true, err
+}
+
+func atRest(r *simtest.Region, id snapferry.SnapshotID) (ended bool) {
+	r.View(func(tx *meta.Tx) error {
+		s, err := tx.Snapshot(id)
+		if err == nil && s.State.Settled() {
+			ended, err = upkeepEnded(tx)
+		}
+		return err
+	})
+	return ended
+}
+
 func (w *world) check() {
 	w.t.Helper()
+	rest(w.t, w.east)
+	rest(w.t, w.west)
 	w.east.Check(w.t, simtest.NoGarbage)
 	w.west.Check(w.t, simtest.NoGarbage)
 }
@@ -448,7 +482,9 @@ func TestInterruptedCopyGoesOn(t *testing.T) {
 		t.Errorf("moved %d plain bytes of %d", got.Counts.Changed, got.Counts.Present)
 	}
 	noPins(t, w.east, s.ID)
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 
@@ -465,7 +501,9 @@ func TestRestartWhileMoving(t *testing.T) {
 	close(open)
 	w.ready(c.ID, d)
 	noPins(t, w.east, s.ID)
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 
@@ -500,7 +538,9 @@ func TestQueueOfOneLineage(t *testing.T) {
 	for _, s := range snaps {
 		noPins(t, w.east, s.ID)
 	}
+	rest(t, w.east)
 	w.east.Check(t, simtest.NoGarbage)
+	rest(t, w.west)
 	w.west.Check(t, simtest.MayGarbage)
 }
 

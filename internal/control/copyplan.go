@@ -20,10 +20,11 @@ func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req 
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
-	base, snap, err := r.planBase(ctx, account, req, d)
+	base, snap, release, err := r.planBase(ctx, account, req, d)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
+	defer release()
 	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: req.Source}), Base: base}
 	if err := p.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return snapferry.Plan{}, err
@@ -52,15 +53,36 @@ func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {
 	return "incremental on " + string(base) + ", which has the rest of the content"
 }
 
-// planBase returns the map a copy would start from, and the snapshot that has
-// it.
-func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (m blockmap.Map, snap snapferry.SnapshotID, err error) {
+// planTries bounds how often a plan looks for a base again because the one it
+// found was deleted in that moment.
+const planTries = 5
+
+// planBase returns the map a copy would start from, which stays until release
+// is called, and the snapshot that has it.
+func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (m blockmap.Map, snap snapferry.SnapshotID, release func(), err error) {
 	m.Size, m.Nodes = d.Size, r.vault
 	if req.Full {
-		return m, "", nil
+		return m, "", func() {}, nil
 	}
-	var base meta.Version
-	var ok bool
+	for range planTries {
+		base, snap, ok, err := r.baseFor(ctx, account, req, d)
+		if err != nil || !ok {
+			return m, "", func() {}, err
+		}
+		held, release, err := r.reading(ctx, base.ID)
+		if err == nil {
+			return held, snap, release, nil
+		}
+		if !snapferry.IsKind(err, snapferry.Conflict) && !snapferry.IsKind(err, snapferry.NotFound) {
+			return m, "", nil, err
+		}
+	}
+	return m, "", nil, snapferry.Errorf(snapferry.Unavailable, "the snapshots that the copy could be incremental on are being deleted").WithHint("ask again")
+}
+
+// baseFor returns the version a copy would be incremental on, and the snapshot
+// that has it; ok is false when there is none.
+func (r *Region) baseFor(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (base meta.Version, snap snapferry.SnapshotID, ok bool, err error) {
 	err = r.db.View(ctx, func(tx *meta.Tx) error {
 		var vol meta.Volume
 		var err error
@@ -82,9 +104,5 @@ func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req 
 		}
 		return err
 	})
-	if err != nil || !ok {
-		return m, "", err
-	}
-	m, err = r.vault.MapOf(ctx, base.ID)
-	return m, snap, err
+	return base, snap, ok, err
 }

@@ -166,7 +166,12 @@ func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle)
 		return err
 	}
 	hold := meta.Hold{Version: p.Version, Kind: vault.HoldPin, Owner: p.ID}
-	if err := h.vault.Release(ctx, hold, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) }); err != nil {
+	if err := h.vault.Release(ctx, hold, func(tx *meta.Tx) error {
+		if err := tx.DeletePin(p.ID); err != nil {
+			return err
+		}
+		return freeAround(tx, p.Version)
+	}); err != nil {
 		return err
 	}
 	return h.finishDelete(ctx, p.Snapshot)
@@ -196,7 +201,10 @@ func (h Host) finishDelete(ctx context.Context, id snapferry.SnapshotID) error {
 		if pinned = len(pins) > 0; pinned {
 			return snapferry.Errorf(snapferry.Exists, "snapshot %s has a new pin", id)
 		}
-		return forget(tx, s.Account, id)
+		if err := forget(tx, s.Account, id); err != nil {
+			return err
+		}
+		return freeAround(tx, s.Version)
 	})
 	if pinned {
 		return nil // the deletion takes effect with the end of that one
@@ -241,6 +249,7 @@ func (r *Region) finishDeletes(ctx context.Context) error {
 // a ready one of the account.
 func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) (transfer.Source, error) {
 	var version snapferry.VersionID
+	src := &versionSource{region: h.Region}
 	err := h.db.View(ctx, func(tx *meta.Tx) error {
 		account, err := h.account(tx, c)
 		if err != nil {
@@ -262,30 +271,40 @@ func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) 
 		if err == nil {
 			err = checkReady(s)
 		}
-		version = s.Version
+		version, src.unpinned = s.Version, s.ID
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	m, err := h.vault.MapOf(ctx, version)
-	if err != nil {
-		return nil, err
+	src.version = version
+	if src.m, err = h.vault.MapOf(ctx, version); err != nil {
+		return nil, src.because(ctx, err)
 	}
-	return &versionSource{vault: h.vault, m: m}, nil
+	return src, nil
 }
 
 // versionSource is a sealed version as the copy engine reads it.
 type versionSource struct {
-	vault *vault.Vault
-	m     blockmap.Map
+	region   *Region
+	version  snapferry.VersionID
+	m        blockmap.Map
+	unpinned snapferry.SnapshotID // it may be deleted while it is read; empty: it is pinned
+}
+
+// because is why reading failed.
+func (s *versionSource) because(ctx context.Context, err error) error {
+	if err == nil || s.unpinned == "" || ctx.Err() != nil {
+		return err
+	}
+	return s.region.deleted(ctx, s.unpinned, err)
 }
 
 func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
 	for _, p := range at {
 		n, err := s.m.At(ctx, p)
 		if err != nil {
-			return err
+			return s.because(ctx, err)
 		}
 		if n == nil {
 			return snapferry.Errorf(snapferry.NotFound, "the snapshot has no node of level %d, index %d", p.Level, p.Index)
@@ -298,18 +317,29 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 }
 
 func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
-	return &versionFrames{ctx: ctx, source: s, reader: s.vault.NewFrameReader(), want: want}, nil
+	f := &versionFrames{ctx: ctx, source: s, want: want, release: func() {}}
+	if s.unpinned != "" {
+		// A stream of blocks may last long.
+		_, release, err := s.region.reading(ctx, s.version)
+		if err != nil {
+			return nil, s.because(ctx, err)
+		}
+		f.release = release
+	}
+	f.reader = s.region.vault.NewFrameReader()
+	return f, nil
 }
 
 // versionFrames streams blocks. It lives as long as the request it answers,
 // whose context it keeps.
 type versionFrames struct {
-	ctx    context.Context
-	source *versionSource
-	reader *vault.FrameReader
-	want   []transfer.Want
-	from   int // byte of the first want's bitmap that comes next
-	frames []vault.Frame
+	ctx     context.Context
+	source  *versionSource
+	release func()
+	reader  *vault.FrameReader
+	want    []transfer.Want
+	from    int // byte of the first want's bitmap that comes next
+	frames  []vault.Frame
 }
 
 // quarter is the bytes of a bitmap that stand for a quarter of a leaf.
@@ -342,6 +372,7 @@ func (f *versionFrames) Close() error {
 	if f.reader != nil {
 		f.reader.Close()
 		f.reader, f.frames = nil, nil
+		f.release()
 	}
 	return nil
 }

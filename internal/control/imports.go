@@ -231,7 +231,19 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 	if err := tx.UpdateSnapshot(s); err != nil {
 		return err
 	}
-	return meter(tx, s.Account, "stored", id, c.Stored)
+	if err := meter(tx, s.Account, "stored", id, c.Stored); err != nil {
+		return err
+	}
+	// A parent that was being deleted waited for this; and many small objects
+	// become few large ones.
+	row, err := tx.Version(done.Version)
+	if err != nil {
+		return err
+	}
+	if _, err := enqueueFree(tx, row.Chain, snapferry.VersionID{}); err != nil {
+		return err
+	}
+	return r.enqueueCompact(tx, row.Chain)
 }
 
 // failSnapshot ends the making of a snapshot for a reason that its owner sees,
@@ -264,7 +276,10 @@ func (r *Region) failSnapshot(ctx context.Context, id snapferry.SnapshotID, reas
 				return err
 			}
 			now.State, now.Settled, now.Version = snapferry.SnapshotFailed, time.Now(), snapferry.VersionID{}
-			return tx.UpdateSnapshot(now)
+			if err := tx.UpdateSnapshot(now); err != nil {
+				return err
+			}
+			return freeAround(tx, s.Version)
 		})
 	}
 	if err != nil {
@@ -295,7 +310,8 @@ func enqueueDiscard(tx *meta.Tx, account snapferry.AccountID, p discardPayload) 
 	if err != nil {
 		return snapferry.Errorf(snapferry.Internal, "encode job: %w", err)
 	}
-	return job.Enqueue(tx, job.Job{Kind: jobDiscard, Account: account, Subject: string(p.Snapshot), Payload: string(text)})
+	// With upkeep, so that it does not wait for long copies.
+	return job.Enqueue(tx, job.Job{Kind: jobDiscard, Account: account, Subject: string(p.Snapshot), Payload: string(text), Lane: job.Upkeep})
 }
 
 // runDiscard is the job that clears up after a snapshot that was deleted while
@@ -313,7 +329,7 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 		if err != nil {
 			return err
 		}
-		if err := r.vault.Abort(ctx, version, nil); err != nil {
+		if err := r.vault.Abort(ctx, version, freeAfter(version)); err != nil {
 			return again(err)
 		}
 	}
@@ -332,8 +348,15 @@ func again(err error) error {
 	return snapferry.Errorf(snapferry.Unavailable, "clear up: %w", err)
 }
 
-// awaitEnd returns when no job but discards works on a snapshot any more.
+// endPatience is how long a discard occupies a worker while the job before it
+// comes to its end; then it is tried again.
+const endPatience = 5 * time.Second
+
+// awaitEnd returns when no job but discards works on a snapshot any more;
+// Unavailable when that takes long.
 func (r *Region) awaitEnd(ctx context.Context, id snapferry.SnapshotID) error {
+	long := time.NewTimer(endPatience)
+	defer long.Stop()
 	for {
 		changed := r.db.Changed()
 		busy := false
@@ -349,6 +372,8 @@ func (r *Region) awaitEnd(ctx context.Context, id snapferry.SnapshotID) error {
 		}
 		select {
 		case <-changed:
+		case <-long.C:
+			return snapferry.Errorf(snapferry.Unavailable, "the making of snapshot %s has not come to its end yet", id)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -356,11 +381,13 @@ func (r *Region) awaitEnd(ctx context.Context, id snapferry.SnapshotID) error {
 }
 
 // Export writes a ready snapshot to a target of its size. done counts plain
-// bytes written. The target is not synced.
+// bytes written. The target is not synced. A snapshot that is deleted meanwhile
+// is exported to its end.
 func (r *Region) Export(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID, t vault.Target, done *atomic.Int64) error {
-	m, err := r.readyMap(ctx, account, id)
+	m, release, err := r.readyMap(ctx, account, id)
 	if err != nil {
 		return err
 	}
+	defer release()
 	return r.vault.Export(ctx, m, t, done)
 }

@@ -170,7 +170,10 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 		if pinned = len(pins) > 0; pinned {
 			return snapferry.Errorf(snapferry.Exists, "snapshot %s was pinned meanwhile", id)
 		}
-		return forget(tx, account, id)
+		if err := forget(tx, account, id); err != nil {
+			return err
+		}
+		return freeAround(tx, s.Version)
 	})
 	if pinned {
 		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
@@ -257,14 +260,16 @@ func cancelJobs(tx *meta.Tx, subject string) error {
 // Diff calls fn with the extents in which b differs from a, ascending. Both
 // must be ready snapshots of the account; their sizes may differ.
 func (r *Region) Diff(ctx context.Context, account snapferry.AccountID, a, b snapferry.SnapshotID, fn func(extent.Extent) error) error {
-	ma, err := r.readyMap(ctx, account, a)
+	ma, releaseA, err := r.readyMap(ctx, account, a)
 	if err != nil {
 		return err
 	}
-	mb, err := r.readyMap(ctx, account, b)
+	defer releaseA()
+	mb, releaseB, err := r.readyMap(ctx, account, b)
 	if err != nil {
 		return err
 	}
+	defer releaseB()
 	size := max(ma.Size, mb.Size)
 	var last extent.Extent
 	err = blockmap.Diff(ctx, ma, mb, blockmap.SameDigest, func(leaf uint64, la, lb *blockmap.Node) error {
@@ -291,17 +296,45 @@ func (r *Region) Diff(ctx context.Context, account snapferry.AccountID, a, b sna
 	return err
 }
 
-// readyMap returns the map of a ready snapshot of the account.
-func (r *Region) readyMap(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (blockmap.Map, error) {
+// readyMap returns the map of a ready snapshot of the account, which stays
+// readable until release is called, whatever becomes of the snapshot.
+func (r *Region) readyMap(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (m blockmap.Map, release func(), err error) {
 	s, err := r.ready(ctx, account, id)
 	if err != nil {
-		return blockmap.Map{}, err
+		return m, nil, err
 	}
-	m, err := r.vault.MapOf(ctx, s.Version)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		err = snapferry.Errorf(snapferry.Corrupt, "snapshot %s is ready, but the metadata lacks its version: %w", id, err).WithHint("see what else is wrong with: snapferry fsck --deep")
+	if m, release, err = r.reading(ctx, s.Version); err != nil {
+		return m, nil, r.deleted(ctx, id, err)
 	}
-	return m, err
+	return m, release, nil
+}
+
+// reading returns the map of a version, which stays until release is called.
+func (r *Region) reading(ctx context.Context, version snapferry.VersionID) (m blockmap.Map, release func(), err error) {
+	if release, err = r.vault.Reading(ctx, version, freeAfter(version)); err != nil {
+		return m, nil, err
+	}
+	if m, err = r.vault.MapOf(ctx, version); err != nil {
+		release()
+		return m, nil, err
+	}
+	return m, release, nil
+}
+
+// deleted makes an error of reading a snapshot, without a hold of one's own,
+// NotFound if the snapshot was deleted meanwhile.
+func (r *Region) deleted(ctx context.Context, id snapferry.SnapshotID, err error) error {
+	if err == nil {
+		return nil
+	}
+	now, rerr := r.snapshotRow(ctx, id)
+	switch {
+	case rerr == nil && now.Version.IsZero():
+		return snapferry.Errorf(snapferry.NotFound, "snapshot %s was deleted", id)
+	case snapferry.IsKind(err, snapferry.NotFound):
+		return snapferry.Errorf(snapferry.Corrupt, "snapshot %s is ready, but the metadata lacks its version: %w", id, err).WithHint("see what else is wrong with: snapferry fsck --deep")
+	}
+	return err
 }
 
 // ready returns a snapshot that can be read; Conflict when it cannot yet.

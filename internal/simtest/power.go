@@ -53,6 +53,13 @@ func (p *Power) Restore() bool {
 	return was
 }
 
+// Off reports whether the power is cut now.
+func (p *Power) Off() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.off
+}
+
 // Points returns how many points were passed.
 func (p *Power) Points() int {
 	p.mu.Lock()

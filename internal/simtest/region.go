@@ -36,6 +36,8 @@ type Options struct {
 	Peers  map[snapferry.RegionName]func(account string) transfer.Remote
 	Jobs   bool          // set the control plane to work
 	Lease  time.Duration // of jobs; 0 for the default
+	// Grace is the time before a condemned object is removed; 0 for none.
+	Grace time.Duration
 	// Workers is how many jobs run at a time; 0 for the default.
 	Workers int
 }
@@ -145,7 +147,7 @@ func (r *Region) start() {
 		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Log: log,
 	})
 	r.Control = control.New(control.Config{
-		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log,
+		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,
 	})
 	r.live.Store(r.Control)
 	ended := make(chan struct{})
@@ -182,6 +184,17 @@ func (r *Region) Forget() {
 func (r *Region) Another() *vault.Vault {
 	r.tb.Helper()
 	v, err := vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	return v
+}
+
+// Other returns the vault of another process of the region, over the same
+// metadata and what wrap makes of the same bucket.
+func (r *Region) Other(wrap func(blob.Driver) blob.Driver) *vault.Vault {
+	r.tb.Helper()
+	v, err := vault.New(vault.Config{Bucket: blob.New(wrap(r.Power)), DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
 	if err != nil {
 		r.tb.Fatal(err)
 	}

@@ -1,0 +1,383 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// Upkeep is what the region does for itself. Whatever leaves deletion something
+// to do with a version enqueues a job for it in the same transaction; that job
+// frees what it can, and enqueues what has become due by that: versions beside
+// it, the compaction of its chain, the removal of objects that nobody needs.
+// Each job can run twice, be interrupted anywhere and be lost with its process:
+// what is to be done stands in the metadata, and the next start, or the next
+// event of the chain, finds it there.
+
+// The kinds of jobs of upkeep.
+const (
+	jobFree    = "free"    // subject: a version
+	jobCompact = "compact" // subject: a chain
+	jobReclaim = "reclaim" // removes objects that were condemned a while ago
+	jobSweep   = "sweep"   // looks for what a crash left in the bucket
+)
+
+const (
+	// wholeRegion is the subject of jobs about all of it.
+	wholeRegion = "region"
+	// freeBatch is how many jobs one transaction enqueues: in bad times much
+	// may be due.
+	freeBatch = 64
+	// sweepEvery is the time between the sweeps of the bucket.
+	sweepEvery = 6 * time.Hour
+	// keepJobs is how long jobs of upkeep that are done are remembered.
+	keepJobs = 7 * 24 * time.Hour
+	// defaultGrace is how long after its condemnation an object is removed: by
+	// then nobody reads by an old address.
+	defaultGrace = time.Minute
+)
+
+// freeProgress is what a job of deletion has freed, over all its runs.
+type freeProgress struct {
+	Slots int64 `json:"slots"`
+	Bytes int64 `json:"bytes"` // as stored
+}
+
+// compactProgress is what a job of compaction has done in this run.
+type compactProgress struct {
+	Objects int   `json:"objects"` // that were merged into others
+	Read    int64 `json:"read"`    // bytes
+	Written int64 `json:"written"` // bytes
+	Freed   int64 `json:"freed"`   // bytes
+}
+
+func progressOf(st vault.CompactStats) compactProgress {
+	return compactProgress{Objects: st.ObjectsIn, Read: st.Read, Written: st.Written, Freed: st.Freed}
+}
+
+// reclaimProgress is what was removed from the bucket.
+type reclaimProgress struct {
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+}
+
+// sweepProgress is what a sweep removed from the bucket.
+type sweepProgress struct {
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+	Records int   `json:"records"`
+}
+
+// upkeep are the handlers of upkeep's jobs.
+func (r *Region) upkeep() map[string]job.Handler {
+	return map[string]job.Handler{
+		jobFree: r.runFree, jobCompact: r.runCompact, jobReclaim: r.runReclaim, jobSweep: r.runSweep,
+	}
+}
+
+// enqueueFree gives the versions of a chain (zero: of all chains) with which
+// deletion has something to do their jobs, but for one, which has one. It
+// returns how many, at most freeBatch.
+func enqueueFree(tx *meta.Tx, chain snapferry.ChainID, but snapferry.VersionID) (n int, err error) {
+	todo, err := tx.ChoresWithout(chain, jobFree, freeBatch)
+	if err != nil {
+		return 0, err
+	}
+	account := map[snapferry.ChainID]snapferry.AccountID{}
+	for _, c := range todo {
+		if c.Version == but {
+			continue
+		}
+		if _, ok := account[c.Chain]; !ok {
+			row, err := tx.Chain(c.Chain)
+			if err != nil {
+				return n, err
+			}
+			account[c.Chain] = row.Account
+		}
+		j := job.Job{Kind: jobFree, Account: account[c.Chain], Subject: c.Version.String(), Payload: c.Chain.String(), Lane: job.Upkeep}
+		if err := job.Enqueue(tx, j); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// freeAround enqueues what an event around a version left to do.
+func freeAround(tx *meta.Tx, version snapferry.VersionID) error {
+	row, err := tx.Version(version)
+	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+		return err
+	}
+	_, err = enqueueFree(tx, row.Chain, snapferry.VersionID{}) // of all, when it is gone
+	return err
+}
+
+// freeAfter is freeAround as vault operations want it.
+func freeAfter(version snapferry.VersionID) func(*meta.Tx) error {
+	return func(tx *meta.Tx) error { return freeAround(tx, version) }
+}
+
+// enqueueOnce adds a job of upkeep unless one of its kind about its subject is
+// queued. One that runs does not count: it may be past what this is about.
+func enqueueOnce(tx *meta.Tx, j job.Job) error {
+	if _, err := tx.QueuedJob(j.Kind, j.Subject); !snapferry.IsKind(err, snapferry.NotFound) {
+		return err
+	}
+	j.Lane = job.Upkeep
+	return job.Enqueue(tx, j)
+}
+
+// makeRoom enqueues what gives back space that is dead: the compaction of a
+// chain that needs one, and the removal of what is condemned.
+func (r *Region) makeRoom(tx *meta.Tx, chain snapferry.ChainID) error {
+	if err := r.enqueueCompact(tx, chain); err != nil {
+		return err
+	}
+	return r.enqueueReclaim(tx)
+}
+
+func (r *Region) enqueueCompact(tx *meta.Tx, chain snapferry.ChainID) error {
+	need, err := r.vault.NeedsCompaction(tx, chain)
+	if err != nil || !need {
+		return err
+	}
+	row, err := tx.Chain(chain)
+	if err != nil {
+		return err
+	}
+	return enqueueOnce(tx, job.Job{Kind: jobCompact, Account: row.Account, Subject: chain.String()})
+}
+
+// farFuture is after everything.
+var farFuture = time.UnixMilli(1 << 50)
+
+func (r *Region) enqueueReclaim(tx *meta.Tx) error {
+	first, err := tx.Condemned(farFuture, 1)
+	if err != nil || len(first) == 0 {
+		return err
+	}
+	return enqueueOnce(tx, job.Job{Kind: jobReclaim, Subject: wholeRegion, RunAfter: first[0].Since.Add(r.grace)})
+}
+
+// startUpkeep takes up what earlier processes left: readers that are gone,
+// records that may not be the truth, deletions without a job, and a sweep.
+func (r *Region) startUpkeep(ctx context.Context) error {
+	err := r.vault.Start(ctx)
+	if err == nil {
+		err = r.db.Update(ctx, func(tx *meta.Tx) error {
+			if id, err := tx.QueuedJob(jobSweep, wholeRegion); err == nil {
+				if ended, err := job.Cancel(tx, id); err != nil || !ended {
+					return err // it ran, and runs once more
+				}
+			} else if !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+			return enqueueOnce(tx, job.Job{Kind: jobSweep, Subject: wholeRegion})
+		})
+	}
+	if err == nil {
+		err = r.enqueueAll(ctx)
+	}
+	return err
+}
+
+// enqueueAll gives what deletion has left to do in the whole region its jobs.
+// If that is very much, the last ones of those jobs enqueue the rest.
+func (r *Region) enqueueAll(ctx context.Context) error {
+	for n, all := freeBatch, 0; n == freeBatch && all < maxJobs; all += n {
+		err := r.db.Update(ctx, func(tx *meta.Tx) (err error) {
+			n, err = enqueueFree(tx, snapferry.ChainID{}, snapferry.VersionID{})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runFree is the job that does what deletion has left to do with a version.
+func (r *Region) runFree(ctx context.Context, run *job.Run) error {
+	id, err := snapferry.ParseVersionID(run.Job.Subject)
+	if err != nil {
+		return err
+	}
+	chain, err := snapferry.ParseChainID(run.Job.Payload)
+	if err != nil {
+		return err
+	}
+	var st vault.VisitStats
+	var before freeProgress
+	if run.Job.Progress != "" {
+		// What cannot be read counts as nothing: only figures are lost.
+		_ = json.Unmarshal([]byte(run.Job.Progress), &before)
+	}
+	st.Slots.Store(before.Slots)
+	st.Bytes.Store(before.Bytes)
+	err = reporting(run, func() any { return freeProgress{st.Slots.Load(), st.Bytes.Load()} }, func() error {
+		return r.vault.Visit(ctx, id, run.Check, &st)
+	})
+	if err != nil {
+		return again(err)
+	}
+	left := false
+	err = r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		if left, err = isChore(tx, id); err != nil {
+			return err
+		}
+		n, err := enqueueFree(tx, chain, id)
+		if err == nil && n == 0 {
+			_, err = enqueueFree(tx, snapferry.ChainID{}, id)
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.makeRoom(tx, chain); err != nil || left || st.Bytes.Load() == 0 {
+			return err
+		}
+		return tx.AddUsage(meta.Usage{Account: run.Job.Account, Kind: "freed", Subject: run.Job.Subject, Bytes: st.Bytes.Load(), At: time.Now()})
+	})
+	if err == nil && left {
+		err = snapferry.Errorf(snapferry.Unavailable, "deletion has more to do with version %s, and has to wait for its neighbours", id)
+	}
+	return again(err)
+}
+
+// isChore reports whether deletion has something left to do with a version.
+func isChore(tx *meta.Tx, id snapferry.VersionID) (bool, error) {
+	row, err := tx.Version(id)
+	if err == nil {
+		return row.Due || row.Stale, nil
+	}
+	if !snapferry.IsKind(err, snapferry.NotFound) {
+		return false, err
+	}
+	g, err := tx.Grave(id)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return false, nil
+	}
+	return !g.Kept, err
+}
+
+// reportEvery is how often a job of upkeep says how far it has come.
+const reportEvery = time.Second
+
+// reporting does some work and tells meanwhile, and at the end, how far it has
+// come.
+func reporting(run *job.Run, progress func() any, work func() error) error {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(reportEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				run.Progress(progress())
+			case <-stop:
+				run.Progress(progress())
+				return
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-ended
+	}()
+	return work()
+}
+
+// runCompact is the job that writes what lives in hollow and small objects of
+// a chain into new ones.
+func (r *Region) runCompact(ctx context.Context, run *job.Run) error {
+	chain, err := snapferry.ParseChainID(run.Job.Subject)
+	if err != nil {
+		return err
+	}
+	st, err := r.vault.Compact(ctx, chain, vault.CompactConfig{
+		Job: run.Job.ID, Token: run.Token, Fence: run.Check, Limit: r.pace,
+		Progress: func(st vault.CompactStats) { run.Progress(progressOf(st)) },
+	})
+	run.Progress(progressOf(st))
+	for _, name := range st.Damaged {
+		r.log.ErrorContext(ctx, "an object is damaged and is left alone by compaction", "object", name, "chain", chain)
+	}
+	if err != nil {
+		return again(err)
+	}
+	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		return r.makeRoom(tx, chain)
+	}))
+}
+
+// runReclaim is the job that removes what was condemned long enough ago.
+func (r *Region) runReclaim(ctx context.Context, run *job.Run) error {
+	st, err := r.vault.Reclaim(ctx, time.Now().Add(-r.grace), run.Check)
+	run.Progress(reclaimProgress{Objects: st.Objects, Bytes: st.Bytes})
+	if err != nil {
+		return again(err)
+	}
+	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		return r.enqueueReclaim(tx)
+	}))
+}
+
+// runSweep is the job that looks through the bucket, and then for whatever
+// upkeep has left to do in the region.
+func (r *Region) runSweep(ctx context.Context, run *job.Run) error {
+	st, reason := r.vault.Sweep(ctx, run.Check)
+	run.Progress(sweepProgress{Objects: st.Objects, Bytes: st.Bytes, Records: st.Records})
+	for _, name := range st.Left {
+		r.log.WarnContext(ctx, "an object is not registered, and cannot be read", "object", name)
+	}
+	if retry(ctx, reason) {
+		return again(reason)
+	}
+	if reason != nil {
+		r.log.ErrorContext(ctx, "the bucket could not be swept", "err", reason)
+	}
+	if err := r.enqueueAll(ctx); err != nil {
+		return again(err)
+	}
+	err := r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		if err := tx.PruneJobs(job.Upkeep, time.Now().Add(-keepJobs)); err != nil {
+			return err
+		}
+		chains, err := tx.Chains()
+		if err != nil {
+			return err
+		}
+		for _, c := range chains {
+			if err := r.enqueueCompact(tx, c.ID); err != nil {
+				return err
+			}
+		}
+		if err := r.enqueueReclaim(tx); err != nil {
+			return err
+		}
+		return enqueueOnce(tx, job.Job{Kind: jobSweep, Subject: wholeRegion, RunAfter: time.Now().Add(sweepEvery)})
+	})
+	if err != nil {
+		return again(err)
+	}
+	return reason
+}
