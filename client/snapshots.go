@@ -146,6 +146,29 @@ func (c *Client) Delete(ctx context.Context, id snapferry.SnapshotID) error {
 	return c.do(ctx, http.MethodDelete, snapshotPath(id), nil, nil)
 }
 
+// Fork makes a new volume whose first snapshot has the content of a snapshot,
+// and returns that one, creating. No data moves.
+func (c *Client) Fork(ctx context.Context, id snapferry.SnapshotID, req ForkRequest) (s snapferry.Snapshot, err error) {
+	return s, c.do(ctx, http.MethodPost, snapshotPath(id)+"/fork", req, &s)
+}
+
+// Usage says what deleting snapshots, at most 500, would give back: each by
+// itself, and all together. Nothing is changed.
+func (c *Client) Usage(ctx context.Context, ids ...snapferry.SnapshotID) (u snapferry.SnapshotUsage, err error) {
+	return u, c.do(ctx, http.MethodPost, "/v1/snapshots/usage", UsageRequest{Snapshots: ids}, &u)
+}
+
+// RegionUsage says what the region keeps, and whether it gives space back.
+func (c *Client) RegionUsage(ctx context.Context) (u snapferry.RegionUsage, err error) {
+	return u, c.do(ctx, http.MethodGet, "/v1/region/usage", nil, &u)
+}
+
+// Jobs lists what the region does for itself and has not ended, oldest first.
+func (c *Client) Jobs(ctx context.Context) ([]snapferry.RegionJob, error) {
+	var l JobList
+	return l.Jobs, c.do(ctx, http.MethodGet, "/v1/region/jobs", nil, &l)
+}
+
 // Export writes a ready snapshot to a file or device that is open for writing.
 // When it returns nil the content is durable. progress may be nil. The content
 // of the target is unknown after an error; when the snapshot was refused it is

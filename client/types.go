@@ -39,6 +39,22 @@ type CopyRequest struct {
 	ClientToken string `json:"client_token,omitempty"` // makes a repeated request the same one
 }
 
+// ForkRequest asks for a new volume that begins with what a snapshot has.
+type ForkRequest struct {
+	Volume string `json:"volume"` // the new one
+	Labels
+}
+
+// UsageRequest asks what snapshots hold.
+type UsageRequest struct {
+	Snapshots []snapferry.SnapshotID `json:"snapshots"`
+}
+
+// JobList is what a region does for itself, oldest first.
+type JobList struct {
+	Jobs []snapferry.RegionJob `json:"jobs"`
+}
+
 // ExportRequest asks for a snapshot's content to be written to a file or
 // device that was handed over.
 type ExportRequest struct {

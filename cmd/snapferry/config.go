@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/control"
@@ -26,6 +27,9 @@ type serverConfig struct {
 	Compression string               `yaml:"compression,omitempty"` // zstd, s2 or none
 	Memory      int64                `yaml:"memory,omitempty"`      // bytes the process aims at
 	Log         string               `yaml:"log,omitempty"`         // debug, info, warn or error
+
+	ReclaimGrace   *time.Duration `yaml:"reclaim_grace,omitempty"`   // before an object that nobody needs is removed
+	CompactionRate int64          `yaml:"compaction_rate,omitempty"` // bytes per second; 0: no limit
 }
 
 type apiConfig struct {
@@ -106,6 +110,30 @@ func (c *serverConfig) memory() int64 {
 	return c.Memory
 }
 
+// grace is ReclaimGrace as package control wants it.
+func (c *serverConfig) grace() time.Duration {
+	switch {
+	case c.ReclaimGrace == nil:
+		return 0
+	case *c.ReclaimGrace == 0:
+		return -1
+	}
+	return *c.ReclaimGrace
+}
+
+// maxGrace is the longest time that may be waited for to remove an object.
+const maxGrace = 30 * 24 * time.Hour
+
+func (c *serverConfig) checkUpkeep() error {
+	if g := c.ReclaimGrace; g != nil && (*g < 0 || *g > maxGrace) {
+		return snapferry.Errorf(snapferry.Invalid, "reclaim_grace of %v is not within 0 and %v", *g, maxGrace).WithHint("write it like 60s")
+	}
+	if c.CompactionRate < 0 {
+		return snapferry.Errorf(snapferry.Invalid, "compaction_rate of %d bytes a second is less than 0", c.CompactionRate).WithHint("0 is no limit")
+	}
+	return nil
+}
+
 // maxSocketPath is the longest path of a unix socket, in bytes.
 const maxSocketPath = 107
 
@@ -137,6 +165,9 @@ func (c *serverConfig) check() error {
 	}
 	if c.memory() < minMemory {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
+	}
+	if err := c.checkUpkeep(); err != nil {
+		return err
 	}
 	sockets := []string{c.Handoff}
 	if c.API.unix() {

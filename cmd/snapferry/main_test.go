@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"regions": devs.regions, "disk": scriptDisk, "poke": scriptPoke, "same": scriptSame, "json": scriptJSON, "code": scriptCode,
+			"regions": devs.regions, "disk": scriptDisk, "poke": scriptPoke, "same": scriptSame, "json": scriptJSON, "code": scriptCode, "upkeep": scriptUpkeep,
 		},
 	})
 }

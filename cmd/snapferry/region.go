@@ -183,6 +183,7 @@ func (s *regionServer) assemble(db *meta.DB, bucket *blob.Bucket, row meta.Regio
 	}
 	s.region = control.New(control.Config{
 		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log,
+		ReclaimGrace: s.cfg.grace(), CompactionRate: s.cfg.CompactionRate,
 		Jobs: job.New(db, job.Config{Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Log: s.log}),
 	})
 	public := sign.Public().(ed25519.PublicKey)

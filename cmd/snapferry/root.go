@@ -51,8 +51,8 @@ func (a *app) root() *cobra.Command {
 		a.began = true
 		return nil
 	}
-	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.snapshotCommand(), a.digestCommand(),
-		a.fsckCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
+	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.snapshotCommand(), a.regionCommand(),
+		a.digestCommand(), a.fsckCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
 	return cmd
 }
 

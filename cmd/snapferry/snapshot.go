@@ -13,7 +13,7 @@ import (
 
 func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Make, copy and bring back snapshots",
-		a.importCommand(), a.listCommand(), a.showCommand(), a.waitCommand(), a.deleteCommand(), a.diffCommand(),
+		a.importCommand(), a.listCommand(), a.showCommand(), a.waitCommand(), a.deleteCommand(), a.usageCommand(), a.forkCommand(), a.diffCommand(),
 		a.exportCommand(), a.planCopyCommand(), a.copyCommand())
 }
 

@@ -26,6 +26,14 @@ type Snapshots interface {
 	Wait(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID, done int64, limit time.Duration) (snapferry.Snapshot, error)
 	Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error
 	Diff(ctx context.Context, account snapferry.AccountID, a, b snapferry.SnapshotID, fn func(extent.Extent) error) error
+	Fork(ctx context.Context, account snapferry.AccountID, req control.ForkRequest) (snapferry.Snapshot, error)
+}
+
+// Space is what the region keeps and gives back.
+type Space interface {
+	Usage(ctx context.Context, account snapferry.AccountID, ids []snapferry.SnapshotID) (snapferry.SnapshotUsage, error)
+	RegionUsage(ctx context.Context, account snapferry.AccountID) (snapferry.RegionUsage, error)
+	Jobs(ctx context.Context) ([]snapferry.RegionJob, error)
 }
 
 // Disks is how disks become snapshots and snapshots disks.
@@ -49,6 +57,7 @@ type Region interface {
 	Snapshots
 	Disks
 	Copies
+	Space
 }
 
 // Files has the files that were handed over: a *handoff.Server.
@@ -113,6 +122,8 @@ const maxLong = 90 * time.Second
 func (a *api) operations() []wire.Operation {
 	return []wire.Operation{
 		wire.Op[nothing, client.Region]{Name: "GetRegion", Method: "GET", Path: "/v1/region", Decode: decodeNothing, Call: a.getRegion},
+		wire.Op[nothing, snapferry.RegionUsage]{Name: "GetRegionUsage", Method: "GET", Path: "/v1/region/usage", Decode: decodeNothing, Call: a.getRegionUsage},
+		wire.Op[nothing, client.JobList]{Name: "ListRegionJobs", Method: "GET", Path: "/v1/region/jobs", Decode: decodeNothing, Call: a.listJobs},
 
 		wire.Op[client.ImportRequest, snapferry.Snapshot]{
 			Name: "ImportSnapshot", Method: "POST", Path: "/v1/snapshots/import", Status: http.StatusCreated, Decode: decodeBody[client.ImportRequest], Call: a.importSnapshot,
@@ -122,6 +133,15 @@ func (a *api) operations() []wire.Operation {
 		wire.Op[waitQuery, snapferry.Snapshot]{Name: "WaitSnapshot", Method: "GET", Path: "/v1/snapshots/{id}/wait", Limit: maxLong, Decode: decodeWait, Call: a.waitSnapshot},
 		wire.Op[snapferry.SnapshotID, nothing]{
 			Name: "DeleteSnapshot", Method: "DELETE", Path: "/v1/snapshots/{id}", Status: http.StatusNoContent, Limit: maxLong, Decode: decodeSnapshotID, Call: a.deleteSnapshot,
+		},
+		wire.Op[control.ForkRequest, snapferry.Snapshot]{
+			Name: "ForkSnapshot", Method: "POST", Path: "/v1/snapshots/{id}/fork", Status: http.StatusCreated, Decode: decodeFork, Call: a.forkSnapshot,
+		},
+		wire.Op[[]snapferry.SnapshotID, snapferry.SnapshotUsage]{
+			Name: "GetSnapshotUsage", Method: "GET", Path: "/v1/snapshots/{id}/usage", Limit: maxLong, Decode: decodeOneUsage, Call: a.snapshotUsage,
+		},
+		wire.Op[[]snapferry.SnapshotID, snapferry.SnapshotUsage]{
+			Name: "GetSnapshotsUsage", Method: "POST", Path: "/v1/snapshots/usage", Limit: maxLong, Decode: decodeUsage, Call: a.snapshotUsage,
 		},
 		wire.Stream[exportQuery, client.Event]{Name: "ExportSnapshot", Method: "POST", Path: "/v1/snapshots/{id}/export", Decode: decodeExport, Open: a.exportSnapshot},
 		wire.Stream[diffQuery, client.Event]{Name: "DiffSnapshots", Method: "GET", Path: "/v1/snapshots/{a}/diff/{b}", Decode: decodeDiff, Open: a.diffSnapshots},
