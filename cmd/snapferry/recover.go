@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,6 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
-	"github.com/snapferry/snapferry/internal/blob/dirblob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/recovery"
@@ -67,12 +67,17 @@ func (a *app) recover(ctx context.Context, cfg serverConfig, rc recovery.Config)
 	if err := os.MkdirAll(cfg.Directory, 0o700); err != nil {
 		return fileError("make", cfg.Directory, err)
 	}
-	// The bucket's lock keeps a server out.
-	driver, err := dirblob.Open(ctx, filepath.Join(cfg.Directory, "bucket"), nil)
+	// The lock comes first: it keeps a server out.
+	lock, err := lockRegion(cfg.Directory)
 	if err != nil {
 		return err
 	}
-	bucket := blob.New(driver)
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	bucket, err := openBucket(ctx, cfg.Bucket.withDefault(cfg.Directory), log)
+	if err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, bucket.Close()) }()
 	if rc.ID, rc.Incarnation, rc.Starts, err = readMarks(ctx, bucket, cfg.Name); err != nil {
 		return err
@@ -137,14 +142,14 @@ func readMarks(ctx context.Context, bucket *blob.Bucket, name snapferry.RegionNa
 		}
 		if id != "" && x.ID != id || x.Name != name {
 			return "", 0, nil, snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), not to %s", x.Name, x.ID, name).
-				WithHint("correct name or directory in the configuration")
+				WithHint("correct name, directory or bucket in the configuration")
 		}
 		id, highest = x.ID, x.Number
 		starts = append(starts, meta.Audit{At: time.Now(), Action: actionStart, Subject: n, Detail: x.Start})
 	}
 	if id == "" {
 		return "", 0, nil, snapferry.Errorf(snapferry.NotFound, "the bucket has no mark of a start: it is of no region, or not the right one").
-			WithHint("correct directory in the configuration")
+			WithHint("correct directory or bucket in the configuration")
 	}
 	return id, highest, starts, nil
 }
