@@ -6,7 +6,6 @@ package simtest
 import (
 	"context"
 	"crypto/ed25519"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	"os"
@@ -196,12 +195,7 @@ func (r *Region) Offline(fn func(path string, bucket *blob.Bucket)) {
 // CopyDB writes the metadata, as it is now, to another file.
 func (r *Region) CopyDB(path string) {
 	r.tb.Helper()
-	db, err := sql.Open("sqlite", r.opts.DB)
-	if err != nil {
-		r.tb.Fatal(err)
-	}
-	defer db.Close()
-	if _, err := db.Exec("VACUUM INTO ?", path); err != nil {
+	if err := r.DB.CopyTo(context.Background(), path); err != nil {
 		r.tb.Fatal(err)
 	}
 }
