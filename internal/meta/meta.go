@@ -243,13 +243,6 @@ func (db *DB) Check(ctx context.Context) error {
 	return fail(integrity(ctx, db.readers, "PRAGMA integrity_check(1)"), "check metadata")
 }
 
-// CopyTo writes the metadata, as it is at one moment, to a file that must not be
-// there yet. It can be opened like the original.
-func (db *DB) CopyTo(ctx context.Context, path string) error {
-	_, err := db.writer.ExecContext(ctx, "VACUUM INTO ?", path)
-	return fail(err, "copy metadata to %s", path)
-}
-
 // Update runs fn in a write transaction and commits when fn returns nil. fn
 // may be run again when another process was in the way, so it must have no
 // effect but through tx. The errors of fn are returned as they are.
