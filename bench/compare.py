@@ -260,8 +260,9 @@ class Snapferry(Tool):
                                        stdout=self.log, stderr=self.log, env=self.env)
         self.env["SNAPFERRY_CONFIG"] = f"{self.dev}/client.yaml"
         for _ in range(300):
-            ready = subprocess.run([self.bin, "snapshot", "list", "--region", r], env=self.env, capture_output=True).returncode == 0 \
-                if (r := "north") and os.path.exists(self.env["SNAPFERRY_CONFIG"]) else False
+            ready = os.path.exists(self.env["SNAPFERRY_CONFIG"]) and all(
+                subprocess.run([self.bin, "snapshot", "list", "--region", r], env=self.env, capture_output=True).returncode == 0
+                for r in ("east", "west", "north"))
             if ready:
                 break
             time.sleep(0.1)

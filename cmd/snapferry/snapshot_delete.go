@@ -8,7 +8,7 @@ import (
 
 func (a *app) deleteCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete ID", Short: "Delete a snapshot; one that is being made is cancelled", Args: cobra.ExactArgs(1),
+		Use: "delete ID...", Short: "Delete snapshots; one that is being made is cancelled", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := parseSnapshots(args...)
 			if err != nil {
@@ -19,14 +19,43 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if err := c.Delete(cmd.Context(), ids[0]); err != nil {
-				return err
+			// What was deleted before one that cannot be is told too.
+			var deleted []snapferry.SnapshotID
+			for _, id := range ids {
+				if err = c.Delete(cmd.Context(), id); err != nil {
+					break
+				}
+				deleted = append(deleted, id)
 			}
-			out := struct {
-				ID      snapferry.SnapshotID `json:"id"`
-				Deleted bool                 `json:"deleted"`
-			}{ids[0], true}
-			return a.print(out, func(p *printer) { p.line("deleted %s", ids[0]) })
+			perr := a.printDeleted(deleted)
+			if err == nil {
+				err = perr
+			}
+			return err
 		},
 	}
+}
+
+// printDeleted prints an object for one snapshot, a list for several.
+func (a *app) printDeleted(ids []snapferry.SnapshotID) error {
+	type row struct {
+		ID      snapferry.SnapshotID `json:"id"`
+		Deleted bool                 `json:"deleted"`
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	rows := make([]row, len(ids))
+	for i, id := range ids {
+		rows[i] = row{id, true}
+	}
+	var out any = rows
+	if len(rows) == 1 {
+		out = rows[0]
+	}
+	return a.print(out, func(p *printer) {
+		for _, id := range ids {
+			p.line("deleted %s", id)
+		}
+	})
 }

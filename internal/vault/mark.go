@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"errors"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -53,11 +54,8 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 		open[versions[i].ID] = versions[i].State == snapferry.VersionOpen
 	}
 	found, err := v.reach(ctx, versions)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		return errMoved // one of the versions was spliced out meanwhile
-	}
 	if err != nil {
-		return err
+		return v.unlessGone(ctx, versions, err)
 	}
 	for i := range segments {
 		s := &segments[i]
@@ -77,6 +75,19 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 		}
 		return tx.SetProven(chain)
 	})
+}
+
+// unlessGone returns err, with which a walk over versions failed, or errMoved when
+// one of them was spliced out meanwhile.
+func (v *Vault) unlessGone(ctx context.Context, versions []meta.Version, err error) error {
+	return errors.Join(v.db.View(ctx, func(tx *meta.Tx) error {
+		for i := range versions {
+			if _, gerr := tx.Version(versions[i].ID); snapferry.IsKind(gerr, snapferry.NotFound) {
+				err = errMoved
+			}
+		}
+		return nil
+	}), err)
 }
 
 // reach walks what each complete version has and its parent has not.
