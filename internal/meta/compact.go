@@ -20,6 +20,16 @@ func (tx *Tx) SmallObjects(chain snapferry.ChainID, limit int) ([]Object, error)
 	return list(tx, objectsSmall, scanObject, "objects", hexText(chain), limit)
 }
 
+// WriterLives reports whether an object was not merged yet and the version that
+// wrote it is still there.
+func (tx *Tx) WriterLives(object string) (bool, error) {
+	_, err := get(tx, objectWriterLives, func(r scanner, id *string) error { return r.Scan(id) }, "writer of object", object, object)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // WritingObjects returns the objects that compactions registered and did not
 // make live, by name from after on, at most limit.
 func (tx *Tx) WritingObjects(after string, limit int) ([]Object, error) {

@@ -75,6 +75,7 @@ const (
 	objectPage
 	objectsHollow
 	objectsSmall
+	objectWriterLives
 	objectsWriting
 	objectGoLive
 	objectDropWriting
@@ -254,6 +255,7 @@ var statementText = [numStatements]string{
 	objectsHollow: `SELECT ` + objectColumns + ` FROM objects o WHERE chain = $1 AND state = 'live' AND dead * 4 >= size AND ` + notOpen + ` ORDER BY name LIMIT $2`,
 	objectsSmall: `SELECT ` + objectColumns + ` FROM objects o WHERE chain = $1 AND state = 'live' AND size < 8388608 AND ` + notOpen + `
 		ORDER BY created DESC, name DESC LIMIT $2`,
+	objectWriterLives: `SELECT v.id FROM segments s JOIN versions v ON v.id = s.version WHERE s.object = $1 AND s.generation = 0 LIMIT 1`,
 	objectsWriting:    `SELECT ` + objectColumns + ` FROM objects WHERE state = 'writing' AND name > $1 ORDER BY name LIMIT $2`,
 	objectGoLive:      `UPDATE objects SET state = 'live', dead = $2 WHERE name = $1 AND state = 'writing'`,
 	objectDropWriting: `DELETE FROM objects WHERE name = $1 AND state = 'writing'`,

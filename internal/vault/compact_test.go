@@ -3,6 +3,7 @@ package vault_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -15,12 +16,14 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/segment"
 )
 
 // hooked is a driver that lets a test step in between.
@@ -877,4 +880,70 @@ func TestCompactRate(t *testing.T) {
 		t.Errorf("got %+v", st)
 	}
 	h.want(t, simtest.NoGarbage)
+}
+
+var tiny = flag.Int("tiny", 150, "snapshots of TestTinySnapshots")
+
+// TestTinySnapshots takes many snapshots of one changed block each and deletes
+// all but the last: what is left lies in few objects, though each block came in
+// one of its own.
+func TestTinySnapshots(t *testing.T) {
+	ctx := t.Context()
+	slow := blobtest.NewSlow(memblob.New(), 0)
+	r := benchRegion(t, slow, snapferry.Zstd)
+	d := &changing{size: 1 << 30}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for range 200 { // so that there is a first one of some size
+		d.blocks = append(d.blocks, rnd.Int64N(d.size/snapferry.BlockSize))
+	}
+	var ids []snapferry.VersionID
+	var id snapferry.VersionID
+	for range *tiny {
+		d.blocks = append(d.blocks, rnd.Int64N(d.size/snapferry.BlockSize))
+		_, id = r.put(t, d, id)
+		ids = append(ids, id)
+	}
+	want := r.digest(t, id)
+	for _, old := range ids[:len(ids)-1] {
+		r.deleteAll(t, old)
+	}
+	if _, err := r.vault.Compact(ctx, r.chain, vault.CompactConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.vault.Reclaim(ctx, time.Now(), nil); err != nil {
+		t.Fatal(err)
+	}
+	objects, live := 0, int64(0)
+	err := r.db.View(ctx, func(tx *meta.Tx) error {
+		return tx.AllObjects(func(o meta.Object) error { objects, live = objects+1, live+o.Size-o.Dead; return nil })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ideal := int((live + segment.TargetSize - 1) / segment.TargetSize)
+	slow.Reset()
+	if got := r.digest(t, id); got != want {
+		t.Errorf("the last one reads as %v, want %v", got, want)
+	}
+	t.Logf("%d snapshots: %d objects with %d MiB live, ideal are %d; an export asks %d times", *tiny, objects, live>>20, ideal, slow.Count(blobtest.ReadAt).Requests)
+	limit := 2 * ideal
+	if *tiny < 500 {
+		limit += 2 // what is left over from the last merges counts more with few
+	}
+	if objects > limit {
+		t.Errorf("got %d objects, want at most %d", objects, limit)
+	}
+}
+
+// digest exports a version with nothing cached and returns the digest of what
+// came.
+func (r *region) digest(t *testing.T, id snapferry.VersionID) digest.Digest {
+	t.Helper()
+	m, err := r.vault.MapOf(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := simtest.NewDisk(m.Size)
+	r.get(t, id, out)
+	return out.Digest()
 }

@@ -18,7 +18,7 @@ const (
 	// queries of internal/meta and their indexes have the same number.
 	smallObject = 8 << 20
 	// newestSmall is how many small objects of a chain, the newest, are left
-	// alone: they are what the next versions join.
+	// alone while the version that wrote them lives: more like them are to come.
 	newestSmall = 64
 	// tooManySmall is how many small objects may be there beside the newest
 	// before they are merged.
@@ -38,17 +38,16 @@ const (
 func hollow(o meta.Object) bool { return o.Dead*4 >= o.Size }
 
 // plan chooses the objects of one chain whose segments are to be written again,
-// oldest first. hollows are hollow objects, small the small ones, newest first.
+// oldest first. hollows are hollow objects, small the small ones that are settled.
 //
-// Of the small ones, beside the newest, it takes the largest set in which no
+// Of the small ones it takes the largest set in which no
 // object is larger than all smaller ones together: so what an object goes into
 // is at least twice as large as it was, and a byte is written again at most
 // log2(8 MiB / size) times before its object is small no more. What is left is
 // a handful, each larger than all before it together.
 func plan(hollows, small []meta.Object) []meta.Object {
 	victims := slices.DeleteFunc(slices.Clone(hollows), func(o meta.Object) bool { return !hollow(o) })
-	old := slices.Clone(small[min(newestSmall, len(small)):])
-	old = slices.DeleteFunc(old, hollow)
+	old := slices.DeleteFunc(slices.Clone(small), hollow)
 	slices.SortFunc(old, func(a, b meta.Object) int { return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.Name, b.Name)) })
 	k, sum := 0, int64(0)
 	for i, o := range old {
@@ -64,6 +63,24 @@ func plan(hollows, small []meta.Object) []meta.Object {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
 	return victims
+}
+
+// settled leaves out of small objects, newest first, those of the newest that the
+// next versions are to join: not merged yet, and of a version that still lives.
+func settled(small []meta.Object, lives func(object string) (bool, error)) (old []meta.Object, err error) {
+	for i, o := range small {
+		if i < newestSmall {
+			fresh, err := lives(o.Name)
+			if err != nil {
+				return nil, err
+			}
+			if fresh {
+				continue
+			}
+		}
+		old = append(old, o)
+	}
+	return old, nil
 }
 
 // share of the bytes that are to be written in one go, so that the last merged
@@ -89,7 +106,11 @@ func candidates(tx *meta.Tx, chain snapferry.ChainID, skip func(string) bool, sk
 		return nil, err
 	}
 	drop := func(o meta.Object) bool { return skip(o.Name) }
-	return plan(slices.DeleteFunc(hollows, drop), slices.DeleteFunc(small, drop)), nil
+	old, err := settled(slices.DeleteFunc(small, drop), tx.WriterLives)
+	if err != nil {
+		return nil, err
+	}
+	return plan(slices.DeleteFunc(hollows, drop), old), nil
 }
 
 // NeedsCompaction reports whether Compact would find something to do in a

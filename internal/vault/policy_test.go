@@ -19,6 +19,31 @@ func smalls(n int, size int64) (all []meta.Object) {
 	return all
 }
 
+// planOf is plan of what is settled: those called m… were merged before, the
+// versions of all others live.
+func planOf(t *testing.T, hollows, small []meta.Object) []meta.Object {
+	t.Helper()
+	old, err := settled(small, func(name string) (bool, error) { return name[0] != 'm', nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan(hollows, old)
+}
+
+// TestSettled wants only the newest left alone whose versions live.
+func TestSettled(t *testing.T) {
+	small := smalls(newestSmall+3, 1000)
+	for _, c := range []struct {
+		lives bool
+		want  int
+	}{{true, 3}, {false, newestSmall + 3}} {
+		old, err := settled(small, func(string) (bool, error) { return c.lives, nil })
+		if err != nil || len(old) != c.want {
+			t.Errorf("versions live: %v: got %d, %v, want %d", c.lives, len(old), err, c.want)
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	half := meta.Object{Name: "half", Size: 100, Dead: 50, Created: time.Unix(5, 0)}
 	full := meta.Object{Name: "full", Size: 100, Dead: 24, Created: time.Unix(1, 0)}
@@ -45,7 +70,7 @@ func TestPlan(t *testing.T) {
 			small: append(smalls(newestSmall+100, 80<<10), merged), want: 101, first: "merged",
 		},
 	} {
-		got := plan(c.hollows, c.small)
+		got := planOf(t, c.hollows, c.small)
 		if len(got) != c.want {
 			t.Errorf("%s: got %d victims, want %d", c.name, len(got), c.want)
 		} else if c.want > 0 && got[0].Name != c.first {
@@ -67,7 +92,7 @@ func TestPlanConverges(t *testing.T) {
 			o.Size = min(o.Size, smallObject-1)
 			added += o.Size
 			small = append([]meta.Object{o}, small...)
-			victims := plan(nil, small)
+			victims := planOf(t, nil, small)
 			if len(victims) == 0 {
 				most = max(most, len(small))
 				continue
@@ -94,7 +119,7 @@ func TestPlanConverges(t *testing.T) {
 				left = append(left, out)
 			}
 			small = left
-			if again := plan(nil, small); len(again) > 0 {
+			if again := planOf(t, nil, small); len(again) > 0 {
 				t.Fatalf("objects of %d bytes: right after a merge another %d are to be merged", size, len(again))
 			}
 		}
