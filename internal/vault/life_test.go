@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", 60, "random histories of TestLifeAndDeath")
+	histories = flag.Int("histories", 40, "random histories of TestLifeAndDeath")
 	firstSeed = flag.Uint64("history", 1, "seed of the first history of TestLifeAndDeath")
 )
 
