@@ -5,8 +5,8 @@ one run.
 usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH]
 
 DIR holds v1.raw (see images.sh) and takes everything else. Each tool takes N
-snapshots of the same disk, into which CHANGES random pieces of 4 to 64 KiB are
-written between two snapshots, then deletes every second one and gives the space
+snapshots of the same disk, into 64 MiB of which CHANGES random pieces of 4 to
+64 KiB are written between two snapshots, then deletes every second one and gives the space
 back: restic by forget --prune, kopia by snapshot delete and a full maintenance,
 Snapferry by deleting and letting its jobs come to rest, compaction and the
 removal of objects included. Then the last snapshot is read back and compared.
@@ -29,14 +29,19 @@ import compare
 from compare import proc, sh, size
 
 
+# What changes lies in so many bytes of the disk, as that of most disks does: so
+# snapshots have something of their own.
+HOT = 64 << 20
+
+
 def change(path, seed, pieces):
-    """Overwrites random pieces of a disk."""
+    """Overwrites random pieces of a disk, all in one part of it."""
     rng = random.Random(seed)
-    end = os.path.getsize(path)
+    begin = os.path.getsize(path) // 8
     with open(path, "r+b") as f:
         for _ in range(pieces):
             n = rng.choice([4, 8, 16, 32, 64]) << 10
-            f.seek(rng.randrange(0, (end - n) >> 12) << 12)
+            f.seek(begin + (rng.randrange(0, (HOT - n) >> 12) << 12))
             f.write(rng.randbytes(n // 2) * 2)
         f.flush()
         os.fsync(f.fileno())
@@ -61,6 +66,10 @@ class Restic(compare.Restic):
 
 
 class Kopia(compare.Kopia):
+    def __init__(self, args, dir):
+        super().__init__(args, dir)
+        self.cmd("kopia", "policy", "set", "--global", "--keep-latest", "1000")
+
     def snapshots(self):
         import json
         got = subprocess.run(["kopia", "snapshot", "list", "--json", "--all", f"{self.dir}/src"], env=self.env, check=True, capture_output=True)

@@ -158,7 +158,10 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	case s.Version.IsZero():
 		return r.db.Update(ctx, func(tx *meta.Tx) error { return forget(tx, account, id) })
 	case len(pins) > 0:
-		return r.db.Update(ctx, func(tx *meta.Tx) error { return markDeleting(tx, account, id) })
+		if err := r.db.Update(ctx, func(tx *meta.Tx) error { return markDeleting(tx, account, id) }); err != nil {
+			return err
+		}
+		return Host{r}.finishDelete(ctx, id) // the last pin may have ended just before
 	}
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id), Created: s.Created}
 	pinned := false

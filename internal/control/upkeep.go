@@ -352,6 +352,9 @@ func (r *Region) runSweep(ctx context.Context, run *job.Run) error {
 	if reason != nil {
 		r.log.ErrorContext(ctx, "the bucket could not be swept", "err", reason)
 	}
+	if err := r.finishDeletes(ctx); err != nil {
+		return again(err)
+	}
 	if err := r.enqueueAll(ctx); err != nil {
 		return again(err)
 	}

@@ -201,7 +201,7 @@ var statementText = [numStatements]string{
 	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed, reserved)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
 	versionGet: `SELECT ` + versionColumns + ` FROM versions v WHERE v.id = $1`,
-	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11, stale = $12
+	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11
 		WHERE id = $1 AND edge = $2`,
 	versionDelete:    `DELETE FROM versions WHERE id = $1`,
 	versionChildren:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.parent = $1 ORDER BY v.created, v.id`,

@@ -39,7 +39,7 @@ func (tx *Tx) Version(id snapferry.VersionID) (Version, error) {
 }
 
 // UpdateVersion writes what can change of a version (parent, state, size,
-// digest, root, blocks, revision, token, sealed, stale) and bumps its edge revision.
+// digest, root, blocks, revision, token, sealed) and bumps its edge revision.
 // It is a Conflict when the stored edge revision is not expectEdge, or when
 // the move of its state is not legal.
 func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
@@ -51,7 +51,7 @@ func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
 		return snapferry.Errorf(snapferry.Conflict, "version %s is %s and cannot become %s", v.ID, old.State, v.State)
 	}
 	n, err := tx.exec(versionUpdate, hexText(v.ID), expectEdge, hexOrNull(v.Parent), string(v.State), v.Size,
-		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed), truth(v.Stale))
+		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed))
 	if err != nil {
 		return fail(err, "write version %s", v.ID)
 	}

@@ -104,11 +104,14 @@ func (v *Vault) Abort(ctx context.Context, id snapferry.VersionID, also func(*me
 		if err != nil {
 			return err
 		}
-		if err := v.deleteAll(ctx, id, objects); err != nil {
+		if err := v.deleteAll(ctx, row, objects); err != nil {
 			return err
 		}
 	}
 	return v.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := notBehind(tx); err != nil {
+			return err
+		}
 		now, err := tx.Version(id)
 		switch {
 		case snapferry.IsKind(err, snapferry.NotFound):
@@ -117,8 +120,12 @@ func (v *Vault) Abort(ctx context.Context, id snapferry.VersionID, also func(*me
 		case now.State != snapferry.VersionOpen:
 			return snapferry.Errorf(snapferry.Conflict, "version %s is %s, not open", id, now.State)
 		default:
-			if _, err := tx.DeleteSegments(id); err != nil {
+			free, err := tx.DeleteSegments(id)
+			if err != nil {
 				return err
+			}
+			for _, name := range free { // as well what was placed meanwhile: the sweep finds it then
+				objects[name] = true
 			}
 			for name := range objects {
 				if err := tx.DeleteObject(name); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
@@ -155,6 +162,9 @@ func buryAborted(tx *meta.Tx, row meta.Version) error {
 func (v *Vault) abortable(ctx context.Context, id snapferry.VersionID) (row meta.Version, objects map[string]bool, err error) {
 	objects = map[string]bool{}
 	err = v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if err := notBehind(tx); err != nil {
+			return err
+		}
 		if row, err = tx.Version(id); err != nil {
 			return err
 		}
@@ -175,15 +185,9 @@ func (v *Vault) abortable(ctx context.Context, id snapferry.VersionID) (row meta
 
 // deleteAll removes a version's records, so that nothing leads to it, and then
 // its objects.
-func (v *Vault) deleteAll(ctx context.Context, id snapferry.VersionID, objects map[string]bool) error {
-	names, err := v.records(ctx, id)
-	if err != nil {
+func (v *Vault) deleteAll(ctx context.Context, row meta.Version, objects map[string]bool) error {
+	if err := v.dropRecords(ctx, row, noFence); err != nil {
 		return err
-	}
-	for _, name := range names {
-		if err := v.bucket.Delete(ctx, name); err != nil {
-			return err
-		}
 	}
 	for name := range objects {
 		if err := v.bucket.Delete(ctx, name); err != nil {

@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"errors"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -20,10 +19,23 @@ func (v *Vault) dissolve(ctx context.Context, f *family, fence Fence, st *VisitS
 	if len(f.children) <= 1 {
 		return v.splice(ctx, f, deadList{}, fence, st) // to bury it marks
 	}
-	if err := v.mark(ctx, f.self.Chain, fence, st); err != nil {
+	if err := v.markOrLeave(ctx, f.self.Chain, fence, st); err != nil {
 		return err
 	}
 	return v.settleVisit(ctx, f, fence, len(f.children))
+}
+
+// markOrLeave marks a chain. In one of which something cannot be read nothing is
+// marked: what only deleted versions had stays, for fsck to name and for a
+// recovery to find dead, and the deletion goes on.
+func (v *Vault) markOrLeave(ctx context.Context, chain snapferry.ChainID, fence Fence, st *VisitStats) error {
+	err := v.mark(ctx, chain, fence, st)
+	switch snapferry.KindOf(err) {
+	case snapferry.Corrupt, snapferry.NotFound, snapferry.Unsupported:
+		v.log.ErrorContext(ctx, "a damaged chain keeps what its deleted snapshots had", "chain", chain, "err", err)
+		return nil
+	}
+	return err
 }
 
 // marking is what a walk over all maps of a chain found.
@@ -39,8 +51,16 @@ type marking struct {
 func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, st *VisitStats) error {
 	var versions []meta.Version
 	var segments []meta.Segment
+	buried := map[snapferry.VersionID]bool{}
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if versions, err = tx.VersionsIn(chain); err != nil {
+			return err
+		}
+		graves, err := tx.Graves()
+		for _, g := range graves {
+			buried[g.Version] = true
+		}
+		if err != nil {
 			return err
 		}
 		segments, err = tx.SegmentsOfChain(chain)
@@ -73,21 +93,53 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 		if err := fence(tx); err != nil {
 			return err
 		}
-		return tx.SetProven(chain)
+		return prove(tx, chain, buried)
 	})
+}
+
+// prove says that a chain keeps the rule, unless a version was spliced out of it
+// since its graves were read: what only that had was reached then, and nobody
+// marked it. Its ghosts are looked at again, by difference now.
+func prove(tx *meta.Tx, chain snapferry.ChainID, buried map[snapferry.VersionID]bool) error {
+	graves, err := tx.Graves()
+	if err != nil {
+		return err
+	}
+	for _, g := range graves {
+		if g.Chain == chain && !g.Kept && !buried[g.Version] {
+			return nil
+		}
+	}
+	if err := tx.SetProven(chain); err != nil {
+		return err
+	}
+	versions, err := tx.VersionsIn(chain)
+	for i := range versions {
+		if err == nil && versions[i].State == snapferry.VersionGhost {
+			err = tx.SetDue(versions[i].ID, true)
+		}
+	}
+	return err
 }
 
 // unlessGone returns err, with which a walk over versions failed, or errMoved when
 // one of them was spliced out meanwhile.
 func (v *Vault) unlessGone(ctx context.Context, versions []meta.Version, err error) error {
-	return errors.Join(v.db.View(ctx, func(tx *meta.Tx) error {
+	gone := false
+	verr := v.db.View(ctx, func(tx *meta.Tx) error {
 		for i := range versions {
-			if _, gerr := tx.Version(versions[i].ID); snapferry.IsKind(gerr, snapferry.NotFound) {
-				err = errMoved
-			}
+			_, err := tx.Version(versions[i].ID)
+			gone = gone || snapferry.IsKind(err, snapferry.NotFound)
 		}
 		return nil
-	}), err)
+	})
+	switch {
+	case verr != nil:
+		return verr
+	case gone:
+		return errMoved
+	}
+	return err
 }
 
 // reach walks what each complete version has and its parent has not.
@@ -143,6 +195,10 @@ func (v *Vault) markUnreached(ctx context.Context, s *meta.Segment, reached *slo
 		return nil
 	}
 	lengths, err := v.lengths(ctx, s.ID)
+	switch snapferry.KindOf(err) {
+	case snapferry.Corrupt, snapferry.NotFound, snapferry.Unsupported:
+		err = nil // lengths are figures only
+	}
 	if err != nil {
 		return err
 	}

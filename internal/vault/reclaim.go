@@ -84,11 +84,11 @@ func (v *Vault) reclaimable(ctx context.Context, until time.Time, fence Fence) (
 // deleteObjects deletes objects from the bucket and returns those that are gone.
 func (v *Vault) deleteObjects(ctx context.Context, todo []meta.Object) (gone []meta.Object, err error) {
 	done := make([]bool, len(todo))
-	g, gctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that cannot be deleted does not keep the others
 	g.SetLimit(deletes)
 	for i, o := range todo {
 		g.Go(func() error {
-			err := v.bucket.Delete(gctx, o.Name)
+			err := v.bucket.Delete(ctx, o.Name)
 			done[i] = err == nil
 			return err
 		})

@@ -41,18 +41,34 @@ func (v *Vault) revise(ctx context.Context, r revision) error {
 	}
 	row := r.row
 	if row.Revision, err = v.putRecord(ctx, rec, r); err == nil {
-		row.Stale = false
 		err = v.db.Update(ctx, func(tx *meta.Tx) error {
 			if err := r.fence(tx); err != nil {
 				return err
 			}
-			return r.commit(tx, row)
+			if err := r.commit(tx, row); err != nil {
+				return err
+			}
+			return recorded(tx, row)
 		})
 	}
 	if err != nil {
 		v.doubt(ctx, row.ID)
 	}
 	return err
+}
+
+// recorded notes that the newest record of a version is the truth, unless
+// somebody else was given a higher revision meanwhile: it may be written and never
+// be committed.
+func recorded(tx *meta.Tx, row meta.Version) error {
+	now, err := tx.Version(row.ID)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return nil // spliced out
+	}
+	if err != nil {
+		return err
+	}
+	return tx.SetStale(row.ID, now.Reserved > row.Revision)
 }
 
 // doubt marks a version whose newest record may not be the truth. Should that
@@ -70,34 +86,31 @@ func (v *Vault) doubt(ctx context.Context, id snapferry.VersionID) {
 	}
 }
 
-// revisionTries bounds the search for a revision that is free in the bucket:
-// one that is taken is from a writer that a newer metadata forgot.
-const revisionTries = 1000
-
-// putRecord reserves a revision and writes the record under it.
+// putRecord reserves a revision and writes the record under it. One that is taken
+// although it was never given to anybody shows that the metadata is behind.
 func (v *Vault) putRecord(ctx context.Context, rec *record.Record, r revision) (uint64, error) {
-	for range revisionTries {
-		err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
-			if err = r.fence(tx); err != nil {
-				return err
-			}
-			rec.Revision, err = tx.ReserveRevision(rec.Version, r.edge)
+	err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
+		if err := r.fence(tx); err != nil {
 			return err
-		})
-		if err != nil {
-			return 0, err
 		}
-		p, err := rec.Encode(v.sign, nil)
-		if err != nil {
-			return 0, err
+		if err := notBehind(tx); err != nil {
+			return err
 		}
-		err = v.bucket.Put(ctx, record.Name(rec.Version, rec.Revision), p)
-		if !snapferry.IsKind(err, snapferry.Exists) {
-			return rec.Revision, err
-		}
+		rec.Revision, err = tx.ReserveRevision(rec.Version, r.edge)
+		return err
+	})
+	if err != nil {
+		return 0, err
 	}
-	return 0, snapferry.Errorf(snapferry.Conflict, "version %s has %d revisions that the metadata does not know", rec.Version, revisionTries).
-		WithHint("stop the region and run: snapferry recover --merge")
+	p, err := rec.Encode(v.sign, nil)
+	if err != nil {
+		return 0, err
+	}
+	err = v.bucket.Put(ctx, record.Name(rec.Version, rec.Revision), p)
+	if snapferry.IsKind(err, snapferry.Exists) {
+		return 0, v.foundBehind(ctx, noFence, "version %s has a record of revision %d, which nobody was allowed to write", rec.Version, rec.Revision)
+	}
+	return rec.Revision, err
 }
 
 // record is what a revision says.

@@ -113,18 +113,7 @@ func (s *sweeper) guarded(tx *meta.Tx, fn func(*meta.Tx) error) error {
 
 // stop stops reclaiming in the region and returns the error that says so.
 func (s *sweeper) stop(ctx context.Context, format string, args ...any) error {
-	why := snapferry.Errorf(snapferry.Conflict, format, args...).Message + ": the metadata is older than the bucket; run snapferry recover --merge"
-	err := s.v.db.Update(ctx, func(tx *meta.Tx) error {
-		if err := s.fence(tx); err != nil {
-			return err
-		}
-		return tx.StopReclaim(why)
-	})
-	if err != nil {
-		return err
-	}
-	s.v.log.ErrorContext(ctx, "nothing is reclaimed any more", "why", why)
-	return s.v.db.View(ctx, Stopped)
+	return s.v.foundBehind(ctx, s.fence, format, args...)
 }
 
 // errPage ends a listing after a page of names.

@@ -55,15 +55,20 @@ var errMoved = errors.New("the neighbours of the version changed")
 // It can be interrupted anywhere and called again, also by several at once.
 // fence is checked in each transaction.
 func (v *Vault) Visit(ctx context.Context, id snapferry.VersionID, fence Fence, st *VisitStats) error {
-	if fence == nil {
-		fence = noFence
-	}
 	if st == nil {
 		st = &VisitStats{}
 	}
+	guard := func(tx *meta.Tx) error {
+		if fence != nil {
+			if err := fence(tx); err != nil {
+				return err
+			}
+		}
+		return Stopped(tx)
+	}
 	var err error
 	for range visitTries {
-		if err = v.visit(ctx, id, fence, st); !errors.Is(err, errMoved) {
+		if err = v.visit(ctx, id, guard, st); !errors.Is(err, errMoved) {
 			return err
 		}
 	}
@@ -128,9 +133,6 @@ func (v *Vault) visit(ctx context.Context, id snapferry.VersionID, fence Fence, 
 	gone := false
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if err := fence(tx); err != nil {
-			return err
-		}
-		if err := Stopped(tx); err != nil {
 			return err
 		}
 		f, err = loadFamily(tx, id)
@@ -331,8 +333,11 @@ func unlink(tx *meta.Tx, f *family, now meta.Version, revision uint64) error {
 		if err != nil {
 			return err
 		}
-		c.Parent, c.Stale = f.self.Parent, true
+		c.Parent = f.self.Parent
 		if err := tx.UpdateVersion(c, c.Edge); err != nil {
+			return err
+		}
+		if err := tx.SetStale(c.ID, true); err != nil {
 			return err
 		}
 		if err := tx.SetDue(c.ID, c.State == snapferry.VersionGhost); err != nil {
@@ -422,11 +427,14 @@ func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence, s
 		return err
 	}
 	if !chain.Proven {
-		if err := v.mark(ctx, g.Chain, fence, st); err != nil {
+		if err := v.markOrLeave(ctx, g.Chain, fence, st); err != nil {
 			return err
 		}
 	}
 	names, err := v.records(ctx, id)
+	if err == nil {
+		err = v.db.View(ctx, fence) // marking may have taken long
+	}
 	if err != nil {
 		return err
 	}

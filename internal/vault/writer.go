@@ -137,17 +137,31 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 }
 
 // dropUnplaced clears away what an earlier run of an open version registered
-// and never placed: nothing refers to it.
+// and never placed: nothing refers to it, but for the record of a seal that did
+// not commit, which goes first.
 func (v *Vault) dropUnplaced(ctx context.Context, id snapferry.VersionID, fence Fence) error {
+	var row meta.Version
 	var all []meta.Segment
 	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
 		// What is listed while the fence holds is not of a later run.
 		if err := fence(tx); err != nil {
 			return err
 		}
+		if err := notBehind(tx); err != nil {
+			return err
+		}
+		if row, err = tx.Version(id); err != nil {
+			return err
+		}
 		all, err = tx.SegmentsOf(id)
 		return err
 	})
+	if err != nil || row.State != snapferry.VersionOpen || row.Reserved == 0 && len(all) == 0 {
+		return err
+	}
+	if err := v.dropRecords(ctx, row, fence); err != nil {
+		return err
+	}
 	all = slices.DeleteFunc(all, func(s meta.Segment) bool { return s.State != meta.SegmentWriting })
 	if err != nil || len(all) == 0 {
 		return err
