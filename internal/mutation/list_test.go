@@ -122,4 +122,16 @@ var list = []mutation{
 		name: "what was deleted while a sweep listed is taken for unknown", pkg: vault, test: "TestSweepRaces",
 		edits: []edit{{"internal/vault/sweep.go", "_, err := s.v.bucket.Size(ctx, r.name)\n", "var err error\n"}},
 	},
+	{
+		name: "an old metadata aborts what was sealed since", pkg: vault, test: "TestBehindOpen",
+		edits: []edit{{"internal/vault/behind.go", "if last > row.Reserved {", "if false {"}},
+	},
+	{
+		name: "a record is written above one that the metadata does not know", pkg: vault, test: "TestBehindHolds",
+		edits: []edit{{"internal/vault/revise.go", "if snapferry.IsKind(err, snapferry.Exists) {", "if false {"}},
+	},
+	{
+		name: "records are written while the metadata is known to be behind", pkg: vault, test: "TestBehindHolds",
+		edits: []edit{{"internal/vault/revise.go", "\t\tif err := notBehind(tx); err != nil {\n\t\t\treturn err\n\t\t}\n", ""}},
+	},
 }
