@@ -13,6 +13,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/vault"
 )
 
 // Every start of a region makes one object incarnation/NUMBER in its bucket,
@@ -72,6 +73,9 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 		}
 		if highest != nil {
 			return row, foreignBucket(*highest)
+		}
+		if err := mustBeEmpty(ctx, bucket); err != nil {
+			return row, err
 		}
 		if _, err := bucket.Check(ctx); err != nil {
 			return row, err
@@ -141,6 +145,21 @@ func readIncarnation(ctx context.Context, bucket *blob.Bucket, name string) (*in
 		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s says that it is incarnation %d", name, x.Number)
 	}
 	return &x, nil
+}
+
+// mustBeEmpty refuses to begin a region in a bucket that has what a region
+// keeps, though no mark says whose it is.
+func mustBeEmpty(ctx context.Context, bucket *blob.Bucket) error {
+	for _, prefix := range []string{"versions/", "chain/", "dump/", vault.ObjectPrefix} {
+		err := bucket.List(ctx, prefix, "", func(i blob.Info) error {
+			return snapferry.Errorf(snapferry.Conflict, "the bucket is not empty: it has %s, but no mark of the region that made it", i.Name).
+				WithHint("bring its objects %s… back and rebuild the metadata with snapferry recover; or give this region another bucket", incarnationPrefix)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func foreignBucket(x incarnation) error {

@@ -33,6 +33,12 @@ func (c *checker) checkRecords(ctx context.Context) error {
 			}
 			continue // to be removed
 		}
+		if _, err := c.readRecord(ctx, t.object); err != nil && isFinding(err) {
+			c.damage(t, "version record: %v; whose it is cannot be told, and nothing may be reclaimed: bring it back, or remove it, then stop the region and run: snapferry recover --merge", err)
+			continue
+		} else if err != nil {
+			return err
+		}
 		c.damage(t, "the metadata does not know this version: it is older than its bucket, and nothing may be reclaimed; stop the region and run: snapferry recover --merge")
 	}
 	var complete []*version

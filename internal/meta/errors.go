@@ -38,6 +38,8 @@ func failFile(err error, path string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		kind, hint = snapferry.NotFound, "make the folder first"
+	case errors.Is(err, fs.ErrExist):
+		kind = snapferry.Exists
 	case errors.Is(err, fs.ErrPermission):
 		kind = snapferry.Denied
 	}

@@ -3,6 +3,7 @@ package meta
 import (
 	"context"
 	"crypto/ed25519"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -124,6 +125,15 @@ func (db *DB) CopyTo(ctx context.Context, path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return snapferry.Errorf(snapferry.Invalid, "copy metadata to %s: %w", path, err)
+	}
+	// It holds keys: only its owner may read it, as the original. SQLite fills an
+	// empty file that is there.
+	f, err := os.OpenFile(abs, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return failFile(err, path)
+	}
+	if err := f.Close(); err != nil {
+		return failFile(err, path)
 	}
 	if _, err := db.writer.ExecContext(ctx, "VACUUM INTO $1", abs); err != nil {
 		return fail(err, "copy metadata to %s", path)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -185,6 +186,8 @@ func fileError(err error, format string, args ...any) error {
 		kind = snapferry.Exists
 	case errors.Is(err, os.ErrPermission):
 		kind = snapferry.Denied
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		kind = snapferry.Full
 	}
 	e := snapferry.Errorf(kind, format, args...)
 	e.Message, e.Cause = e.Message+": "+err.Error(), err

@@ -172,6 +172,7 @@ func (f *filler) Begin(ctx context.Context, t transfer.Ticket) (err error) {
 	f.base, err = f.sink.base.Leaf(ctx, t.Leaf)
 	return err
 }
+
 func (f *filler) Keep(i int, d digest.Digest) error {
 	if have, _, ok := f.base.Child(i); !ok || have != d {
 		return snapferry.Errorf(snapferry.Corrupt, "keep of block %d, which the base has not", i)
