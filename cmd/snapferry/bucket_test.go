@@ -94,16 +94,17 @@ func TestBucketConfig(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"path: /b":                                                     "bucket.kind is missing",
-		"kind: tape":                                                   "bucket.kind",
-		"kind: directory, bucket: x":                                   "bucket.bucket",
-		"kind: directory, path_style: true":                            "bucket.path_style",
-		"kind: s3, bucket: regions, max_put: 1000":                     "bucket.max_put",
-		"kind: s3":                                                     "bucket.bucket is missing",
-		"kind: s3, bucket: Regions":                                    "bucket.bucket",
-		"kind: s3, bucket: regions, path: /b":                          "bucket.path",
-		"kind: s3, bucket: regions, prefix: a//b":                      "bucket.prefix",
-		"kind: s3, bucket: regions, endpoint: s3":                      "bucket.endpoint",
+		"path: /b":                                 "bucket.kind is missing",
+		"kind: tape":                               "bucket.kind",
+		"kind: directory, bucket: x":               "bucket.bucket",
+		"kind: directory, path_style: true":        "bucket.path_style",
+		"kind: s3, bucket: regions, max_put: 1000": "bucket.max_put",
+		"kind: s3":                                 "bucket.bucket is missing",
+		"kind: s3, bucket: Regions":                "bucket.bucket",
+		"kind: s3, bucket: regions, path: /b":      "bucket.path",
+		"kind: s3, bucket: regions, prefix: a//b":  "bucket.prefix",
+		"kind: s3, bucket: regions, endpoint: s3":  "bucket.endpoint",
+
 		"kind: s3, bucket: regions, endpoint: 'http://s3', ca_file: x": "bucket.ca_file",
 		"kind: s3, bucket: regions, secret: x":                         "secret",
 	} {

@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,6 +66,16 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 			WithHint("correct name or directory in the configuration")
 	}
 	highest, err := highestIncarnation(ctx, bucket)
+	if found && (snapferry.IsKind(err, snapferry.Corrupt) || err == nil && highest != nil && highest.ID != row.ID) {
+		// One mark that is damaged does not make the bucket another's.
+		newest, ours, oerr := ourBucket(ctx, db, bucket, row)
+		if oerr != nil {
+			return row, oerr
+		}
+		if ours {
+			highest, err = &incarnation{ID: row.ID, Name: row.Name, Number: newest}, nil
+		}
+	}
 	if err != nil {
 		return row, err
 	}
@@ -88,6 +100,41 @@ func startRegion(ctx context.Context, db *meta.DB, bucket *blob.Bucket, name sna
 		return row, err
 	}
 	return nextIncarnation(ctx, db, bucket, row)
+}
+
+// ourBucket reports whether the bucket has a mark that a start of this metadata
+// made, to the byte, and returns the number of the newest mark, by its name.
+func ourBucket(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region) (newest uint64, ours bool, err error) {
+	var names []string
+	err = bucket.List(ctx, incarnationPrefix, "", func(i blob.Info) error {
+		names = append(names, i.Name)
+		return nil
+	})
+	check := &checker{db: db}
+	for _, name := range slices.Backward(names) {
+		if err != nil {
+			return 0, false, err
+		}
+		n, perr := strconv.ParseUint(strings.TrimPrefix(name, incarnationPrefix), 10, 64)
+		if perr != nil {
+			continue
+		}
+		newest = max(newest, n)
+		if n > row.Incarnation {
+			continue
+		}
+		p, err := bucket.Get(ctx, name, incarnationLimit)
+		if err == nil {
+			err = check.mark(ctx, n, p)
+		}
+		if err == nil {
+			return newest, true, nil
+		}
+		if k := snapferry.KindOf(err); k != snapferry.Corrupt && k != snapferry.NotFound {
+			return 0, false, err
+		}
+	}
+	return newest, false, err
 }
 
 func regionRow(ctx context.Context, db *meta.DB) (row meta.Region, found bool, err error) {
@@ -135,7 +182,8 @@ func readIncarnation(ctx context.Context, bucket *blob.Bucket, name string) (*in
 	var x incarnation
 	d := json.NewDecoder(strings.NewReader(string(p)))
 	if err := d.Decode(&x); err != nil || x.ID == "" {
-		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s does not say whose bucket this is", name)
+		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s does not say whose bucket this is", name).
+			WithHint("it is damaged; when no other mark of this region's starts is there, move it away and run: snapferry recover")
 	}
 	if x.Version > 1 {
 		return nil, snapferry.Errorf(snapferry.Unsupported, "object %s has version %d, this program knows 1", name, x.Version).

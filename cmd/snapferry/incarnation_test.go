@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -154,6 +155,60 @@ func TestIncarnationCutShort(t *testing.T) {
 			row, err := startRegion(ctx, openMeta(t, path, meta.Hooks{}), bucket, "east")
 			if err != nil || row.Incarnation == 0 {
 				t.Errorf("start after cut %d (after commit: %t): incarnation %d, %v", cut, after, row.Incarnation, err)
+			}
+		}
+	}
+}
+
+// replace puts other bytes under a name.
+func replace(t *testing.T, bucket *blob.Bucket, name string, fn func(p []byte) []byte) {
+	t.Helper()
+	p, err := bucket.Get(t.Context(), name, incarnationLimit)
+	if err == nil {
+		err = bucket.Delete(t.Context(), name)
+	}
+	if err == nil {
+		err = bucket.Put(t.Context(), name, fn(p))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// One damaged mark does not lock a region out: the others, and the metadata,
+// tell whose the bucket is.
+func TestOneMarkDamaged(t *testing.T) {
+	ctx := t.Context()
+	damages := map[string]func(p []byte) []byte{
+		"truncated":     func(p []byte) []byte { return p[:10] },
+		"another id":    func(p []byte) []byte { return bytes.Replace(p, []byte(`"id":"`), []byte(`"id":"f`), 1) },
+		"not an id":     func(p []byte) []byte { return bytes.Replace(p, []byte(`"id":"`), []byte(`"id":"\u00ff`), 1) },
+		"other number":  func(p []byte) []byte { return bytes.Replace(p, []byte(`"number":`), []byte(`"number":7`), 1) },
+		"nothing":       func([]byte) []byte { return nil },
+		"another start": func(p []byte) []byte { return bytes.Replace(p, []byte(`"start":"`), []byte(`"start":"0`), 1) },
+	}
+	for name, damage := range damages {
+		for n := uint64(1); n <= 3; n++ {
+			bucket := blob.New(memblob.New())
+			db := openMeta(t, filepath.Join(t.TempDir(), "meta.db"), meta.Hooks{})
+			var row meta.Region
+			var err error
+			for range 3 {
+				if row, err = startRegion(ctx, db, bucket, "east"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			replace(t, bucket, incarnationName(n), damage)
+			id, highest, _, err := readMarks(ctx, bucket, "east")
+			if err != nil || id != row.ID || highest != 3 {
+				t.Errorf("%s of mark %d: recovery reads %q, %d, %v, want %q, 3", name, n, id, highest, err, row.ID)
+			}
+			if next, err := startRegion(ctx, db, bucket, "east"); err != nil || next.Incarnation != 4 {
+				t.Errorf("%s of mark %d: the start gives %d, %v, want 4", name, n, next.Incarnation, err)
+			}
+			setIncarnation(t, db, 1)
+			if _, err := startRegion(ctx, db, bucket, "east"); err == nil {
+				t.Errorf("%s of mark %d: a start with old metadata", name, n)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -135,17 +136,18 @@ func readMarks(ctx context.Context, bucket *blob.Bucket, name snapferry.RegionNa
 	if err := g.Wait(); err != nil {
 		return "", 0, nil, err
 	}
+	if id, err = mostCommon(marks, name); err != nil {
+		return "", 0, nil, err
+	}
 	for _, n := range slices.Sorted(slices.Values(names)) {
-		x := marks[n]
-		if x == nil {
+		number, err := strconv.ParseUint(strings.TrimPrefix(n, incarnationPrefix), 10, 64)
+		if err != nil {
 			continue
 		}
-		if id != "" && x.ID != id || x.Name != name {
-			return "", 0, nil, snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), not to %s", x.Name, x.ID, name).
-				WithHint("correct name, directory or bucket in the configuration")
+		highest = max(highest, number) // whatever it says: a start made it
+		if x := marks[n]; x != nil && x.ID == id && x.Name == name {
+			starts = append(starts, meta.Audit{At: time.Now(), Action: actionStart, Subject: n, Detail: x.Start})
 		}
-		id, highest = x.ID, x.Number
-		starts = append(starts, meta.Audit{At: time.Now(), Action: actionStart, Subject: n, Detail: x.Start})
 	}
 	if id == "" {
 		return "", 0, nil, snapferry.Errorf(snapferry.NotFound, "the bucket has no mark of a start: it is of no region, or not the right one").
@@ -208,4 +210,35 @@ func recoverText(p *printer, r *recovery.Report) {
 	p.line("region %s: %s; %d snapshots ready, %d failed, %d versions (%d deleted ones that others need, %d broken), %d pins, %d chains, %d volumes, %d accounts; %d segments in %d objects, %s in %d objects is garbage; %d reads of %s",
 		r.Region, verdict, r.Snapshots, r.Failed, r.Versions, r.Ghosts, r.Broken, r.Pins, r.Chains, r.Volumes, r.Accounts, r.Segments, r.Objects,
 		short(r.Garbage.Bytes), r.Garbage.Objects, r.Reads.Requests, short(r.Reads.Bytes))
+}
+
+// mostCommon returns the region that most marks name: the others are damaged. ""
+// when there is none.
+func mostCommon(marks map[string]*incarnation, name snapferry.RegionName) (id string, err error) {
+	count := map[string]int{}
+	for _, x := range marks {
+		if x != nil && x.Name == name {
+			count[x.ID]++
+		}
+	}
+	tie := ""
+	for i, n := range count {
+		switch {
+		case id == "" || n > count[id]:
+			id, tie = i, ""
+		case n == count[id]:
+			tie = i
+		}
+	}
+	if tie != "" {
+		return "", snapferry.Errorf(snapferry.Conflict, "the marks of starts in the bucket name region %s as %q and as %q", name, id, tie).
+			WithHint("one of them is damaged: move it away, and run this again")
+	}
+	for _, x := range marks {
+		if id == "" && x != nil {
+			return "", snapferry.Errorf(snapferry.Conflict, "the bucket belongs to region %s (%s), not to %s", x.Name, x.ID, name).
+				WithHint("correct name, directory or bucket in the configuration")
+		}
+	}
+	return id, nil
 }
