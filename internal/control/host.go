@@ -135,7 +135,7 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 		_, err := tx.InsertPin(row)
 		return err
 	})
-	return transfer.Handle{Pin: id, Snapshot: s.ID}, err
+	return transfer.Handle{Pin: id, Snapshot: s.ID}, h.orRepair(ctx, s.Version, err)
 }
 
 // pinned returns the pin of a handle, which must be the caller's.

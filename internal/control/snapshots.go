@@ -186,6 +186,19 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 			return nil // somebody else has deleted it just now
 		}
 	}
+	return r.orRepair(ctx, s.Version, err)
+}
+
+// orRepair returns err, with which a change of a version's holds failed, and has
+// a job write the version's record again: the change may have left one that says
+// what did not come about.
+func (r *Region) orRepair(ctx context.Context, version snapferry.VersionID, err error) error {
+	if err == nil {
+		return nil
+	}
+	if rerr := r.db.Update(context.WithoutCancel(ctx), freeAfter(version)); rerr != nil {
+		r.log.WarnContext(ctx, "a version record that was not committed stays until the next sweep or start", "version", version, "err", rerr)
+	}
 	return err
 }
 
