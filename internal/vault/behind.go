@@ -34,7 +34,7 @@ func notBehind(tx *meta.Tx) error {
 // foundBehind stops reclaiming, because something shows that the metadata is
 // behind, and returns the error that says so.
 func (v *Vault) foundBehind(ctx context.Context, fence Fence, format string, args ...any) error {
-	why := snapferry.Errorf(snapferry.Conflict, format, args...).Message + ": " + behindMark
+	why := snapferry.Errorf(snapferry.Conflict, format, args...).Message + ": " + behindMark + "; run snapferry recover --merge"
 	err := v.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := fence(tx); err != nil {
 			return err
