@@ -12,5 +12,12 @@
 // transaction leaves nothing but segments registered to an open version, which
 // Abort deletes whole.
 //
+// A version lives while it has a hold. With its last one it becomes a ghost;
+// Visit frees what only it has and takes it out of the tree when its children
+// can do without it. Compact brings what lives into few objects, Reclaim removes
+// those that nobody needs, Sweep what crashes left. All of them can be
+// interrupted anywhere, and delete nothing while the metadata is known to be
+// older than its bucket.
+//
 // Reading never returns a byte whose digest was not checked.
 package vault

@@ -19,8 +19,8 @@ import (
 //
 // All of it goes by edge revisions: whatever changes the neighbours of a version
 // (a child that seals, aborts or is spliced, a parent that is spliced) bumps its
-// edge revision, and no transaction here commits on another edge revision than
-// the one its difference was computed with. There is no lock.
+// edge revision, and no difference is marked, and no version spliced out, on
+// another edge revision than the one it was computed with. There is no lock.
 
 const (
 	// freeSlots is how many dead blocks one transaction marks.
