@@ -2,7 +2,7 @@
 """Deletes every second snapshot of a history, with Snapferry and its peers, in
 one run.
 
-usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH]
+usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH] [--rounds N] [--pause]
 
 DIR holds v1.raw (see images.sh) and takes everything else. Each tool takes N
 snapshots of the same disk, into 64 MiB of which CHANGES random pieces of 4 to
@@ -11,6 +11,11 @@ back: restic by forget --prune, kopia by snapshot delete and a full maintenance,
 Snapferry by deleting and letting its jobs come to rest, compaction and the
 removal of objects included. Then the last snapshot is read back and compared.
 
+The histories are made first, tool by tool; then each round deletes from a copy
+of each, one tool after the other, and the medians of the rounds are printed.
+Making takes long: --pause waits for a line on standard input after it, so that
+the rounds can have a quiet machine.
+
 Wall time includes a sync; CPU and memory are those of the command, for
 Snapferry those of its region process too, whose peak starts anew before the
 deletion. A region waits before it removes objects, for readers with old
@@ -18,9 +23,11 @@ addresses (reclaim_grace); the wait is set to one second here, and counts.
 Prints Markdown, with ratios to Snapferry.
 """
 import argparse
+import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -53,7 +60,6 @@ class Restic(compare.Restic):
         return [s["id"] for s in sorted(got, key=lambda s: s["time"])]
 
     def out_of(self, *argv):
-        import json
         return json.loads(subprocess.run(argv, env=self.env, check=True, capture_output=True).stdout)
 
     def delete(self, ids):
@@ -71,7 +77,6 @@ class Kopia(compare.Kopia):
         self.cmd("kopia", "policy", "set", "--global", "--keep-latest", "1000")
 
     def snapshots(self):
-        import json
         got = subprocess.run(["kopia", "snapshot", "list", "--json", "--all", f"{self.dir}/src"], env=self.env, check=True, capture_output=True)
         return [s["id"] for s in json.loads(got.stdout)]
 
@@ -92,10 +97,13 @@ class Snapferry(compare.Snapferry):
         for region in ("east", "west", "north"):
             with open(f"{dir}/dev/{region}/config.yaml", "a") as f:
                 f.write("reclaim_grace: 1s\n")
-        super().__init__(args, dir)
+        self.args, self.ids = args, []
+        self.open()
+
+    def open(self):
+        super().__init__(self.args, self.dir)
 
     def backup(self, image):
-        self.ids = getattr(self, "ids", [])
         self.ids.append(self.ours("snapshot", "import", image, "--volume", "disk", "--region", "east")["id"])
 
     def snapshots(self):
@@ -119,34 +127,50 @@ class Snapferry(compare.Snapferry):
 TOOLS = {"snapferry": (Snapferry, None), "restic": (Restic, "restic"), "kopia": (Kopia, "kopia")}
 
 
-def run(args, key):
-    cls, _ = TOOLS[key]
+def make(args, key):
+    """Makes a tool's history, and leaves it closed in DIR/history-KEY."""
     dir = os.path.join(args.dir, "history-" + key)
     shutil.rmtree(dir, ignore_errors=True)
     os.makedirs(dir)
     disk = os.path.join(args.dir, "history.raw")
     shutil.copyfile(os.path.join(args.dir, "v1.raw"), disk)
-    tool = cls(args, dir)
+    tool = TOOLS[key][0](args, dir)
+    began = time.monotonic()
+    for n in range(args.snapshots):
+        if n > 0:
+            change(disk, n, args.changes)
+        tool.backup(disk)
+    took = time.monotonic() - began
+    tool.history = tool.snapshots()
+    tool.close()
+    if len(tool.history) != args.snapshots:
+        raise SystemExit(f"{key}: {len(tool.history)} snapshots, want {args.snapshots}")
+    print(f"  {key:10} made in {took:.0f} s", file=sys.stderr, flush=True)
+    return tool
+
+
+def measure(args, key, tool):
+    """Deletes every second snapshot of a copy of a history, which stands where
+    the history stood: the tools know their places by name."""
+    kept = tool.dir + ".kept"
+    os.rename(tool.dir, kept)
     try:
-        began = time.monotonic()
-        for n in range(args.snapshots):
-            if n > 0:
-                change(disk, n, args.changes)
-            tool.backup(disk)
-        took, before = time.monotonic() - began, tool.stored()
-        ids = tool.snapshots()
-        if len(ids) != args.snapshots:
-            raise SystemExit(f"{key}: {len(ids)} snapshots, want {args.snapshots}")
+        sh("cp", "-a", kept, tool.dir)
+        sh("sync", "-f", tool.dir)
+        if hasattr(tool, "open"):
+            tool.open()
+        before = tool.stored()
         held = {p: proc(p) for p in tool.pids()}
         for p in tool.pids():
             with open(f"/proc/{p}/clear_refs", "w") as f:
                 f.write("5")
+        resting = max((proc(p)[1] for p in tool.pids()), default=0)
         pid = os.fork()
         t0 = time.monotonic()
         if pid == 0:  # so that what the children used is known of the deletion alone
             try:
-                tool.delete(ids[0:-1:2])
-                sh("sync", "-f", dir)
+                tool.delete(tool.history[0:-1:2])
+                sh("sync", "-f", tool.dir)
                 os._exit(0)
             except BaseException as e:
                 print(e, file=sys.stderr, flush=True)
@@ -158,16 +182,16 @@ def run(args, key):
         cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
         for p in tool.pids():
             c, m = proc(p)
-            cpu, peak = cpu + c - held[p][0], max(peak, m) if key == "snapferry" else peak
-        if tool.pids():
-            peak = max(proc(p)[1] for p in tool.pids())
-        out = tool.restore_last()
-        sh("cmp", disk, out)
-        return {"making": took, "wall": wall, "cpu": cpu, "peak": peak, "before": before / 2**20, "after": tool.stored() / 2**20}
+            cpu, peak = cpu + c - held[p][0], max(peak, m)
+        row = {"wall": wall, "cpu": cpu, "peak": peak, "before": before / 2**20, "after": tool.stored() / 2**20}
+        sh("cmp", os.path.join(args.dir, "history.raw"), tool.restore_last())
+        print(f"  {key:10} deleted in {wall:.2f} s wall, {cpu:.2f} s cpu, {peak:.0f} MiB peak ({resting:.0f} at rest); "
+              f"{row['before']:.0f} -> {row['after']:.0f} MiB", file=sys.stderr, flush=True)
+        return row
     finally:
         tool.close()
-        shutil.rmtree(dir, ignore_errors=True)
-        os.remove(disk)
+        shutil.rmtree(tool.dir, ignore_errors=True)
+        os.rename(kept, tool.dir)
 
 
 def main():
@@ -175,17 +199,28 @@ def main():
     p.add_argument("dir")
     p.add_argument("--snapshots", type=int, default=100)
     p.add_argument("--changes", type=int, default=64)
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--pause", action="store_true")
     p.add_argument("--tools", default=",".join(TOOLS))
     p.add_argument("--bin", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bin", "snapferry"))
     args = p.parse_args()
     args.dir = os.path.abspath(args.dir)
-    rows = {}
-    for key in args.tools.split(","):
-        if TOOLS[key][1] is None or shutil.which(TOOLS[key][1]):
-            rows[key] = run(args, key)
-            r = rows[key]
-            print(f"  {key:10} made in {r['making']:.0f} s; deleted in {r['wall']:.2f} s wall, {r['cpu']:.2f} s cpu, {r['peak']:.0f} MiB peak; "
-                  f"{r['before']:.0f} -> {r['after']:.0f} MiB", file=sys.stderr, flush=True)
+    keys = [k for k in args.tools.split(",") if TOOLS[k][1] is None or shutil.which(TOOLS[k][1])]
+    tools = {}
+    try:
+        for key in keys:
+            tools[key] = make(args, key)
+        if args.pause:
+            print("  made: a line goes on", file=sys.stderr, flush=True)
+            sys.stdin.readline()
+        rounds = {key: [] for key in keys}
+        for _ in range(args.rounds):
+            for key in keys:
+                rounds[key].append(measure(args, key, tools[key]))
+    finally:
+        for key in keys:
+            shutil.rmtree(os.path.join(args.dir, "history-" + key), ignore_errors=True)
+    rows = {key: {name: statistics.median(r[name] for r in got) for name in got[0]} for key, got in rounds.items()}
     print(f"| tool | delete {args.snapshots // 2} of {args.snapshots}: wall s | CPU s | peak MiB | MiB before | MiB after | wall / ours | peak / ours |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     ours = rows.get("snapferry")
