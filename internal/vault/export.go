@@ -187,7 +187,7 @@ func newWriteBehind(ctx context.Context, g *errgroup.Group, t Target, buffers in
 	buffers += writers
 	w := &writeBehind{target: t, free: make(chan []byte, buffers), todo: make(chan write, buffers), done: done}
 	for range buffers {
-		w.free <- blob.AlignedBuffer(outSize + blob.Alignment)[:outSize] // room for the decompressor
+		w.free <- nil // made when it is needed: a small export needs few
 	}
 	for range writers {
 		g.Go(func() error { return w.run(ctx) })
@@ -198,6 +198,9 @@ func newWriteBehind(ctx context.Context, g *errgroup.Group, t Target, buffers in
 func (w *writeBehind) get(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-w.free:
+		if b == nil {
+			b = blob.AlignedBuffer(outSize + blob.Alignment)[:outSize] // room for the decompressor
+		}
 		return b, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
