@@ -1,7 +1,11 @@
 package main
 
 import (
+	"encoding/json"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,8 +35,29 @@ func jobsText(p *printer, jobs []snapferry.RegionJob) {
 	var rows [][]string
 	for _, j := range jobs {
 		rows = append(rows, []string{
-			j.Kind, j.Subject, string(j.State), strconv.Itoa(j.Attempts), timeText(j.After), string(j.Progress), j.Error,
+			j.Kind, j.Subject, string(j.State), strconv.Itoa(j.Attempts), timeText(j.After), countsText(j.Progress), j.Error,
 		})
 	}
 	p.table([]string{"KIND", "SUBJECT", "STATE", "TRIES", "NOT BEFORE", "PROGRESS", "ERROR"}, rows)
 }
+
+// countsText is a job's progress as a person reads it: the numbers by name, in
+// the order of the names.
+func countsText(progress json.RawMessage) string {
+	var counts map[string]json.Number
+	if json.Unmarshal(progress, &counts) != nil {
+		return string(progress) // none, or not numbers by name
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		text := counts[name].String()
+		if n, err := counts[name].Int64(); err == nil && slices.Contains(byteCounts, name) {
+			text = short(n)
+		}
+		parts = append(parts, name+" "+text)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// byteCounts are the names of progress that count bytes.
+var byteCounts = []string{"bytes", "read", "written", "freed"}

@@ -165,7 +165,7 @@ func (r *Region) runImport(ctx context.Context, run *job.Run) error {
 	r.mu.Unlock()
 	var err error
 	if x == nil {
-		err = snapferry.Errorf(snapferry.Cancelled, "the import was interrupted by a restart of region %s", r.name).WithHint("import the disk again")
+		err = r.lostImport(ctx, id)
 	} else {
 		defer x.close()
 		err = r.importDisk(ctx, run, id, x)
@@ -174,6 +174,19 @@ func (r *Region) runImport(ctx context.Context, run *job.Run) error {
 		return nil
 	}
 	return r.failSnapshot(ctx, id, err)
+}
+
+// lostImport is why an import that has no disk any more has failed: for the
+// reason that is on record, if only the clearing up is left, or by a restart.
+func (r *Region) lostImport(ctx context.Context, id snapferry.SnapshotID) error {
+	s, err := r.snapshotRow(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case s.Reason != "":
+		return snapferry.Errorf(snapferry.Cancelled, "%s", s.Reason)
+	}
+	return snapferry.Errorf(snapferry.Cancelled, "the import was interrupted by a restart of region %s", r.name).WithHint("import the disk again")
 }
 
 func (r *Region) importDisk(ctx context.Context, run *job.Run, id snapferry.SnapshotID, x *running) error {
