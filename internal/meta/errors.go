@@ -79,6 +79,8 @@ func kindOfCode(code int) snapferry.Kind {
 		return snapferry.Exists
 	case sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY, sqlite3.SQLITE_CONSTRAINT_TRIGGER:
 		return snapferry.Conflict
+	case sqlite3.SQLITE_IOERR_SHMSIZE:
+		return snapferry.Full // the index of the write-ahead log could not grow
 	}
 	switch code & 0xff {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOMEM:
