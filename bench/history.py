@@ -2,7 +2,7 @@
 """Deletes every second snapshot of a history, with Snapferry and its peers, in
 one run.
 
-usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH] [--rounds N] [--pause]
+usage: history.py DIR [--snapshots N] [--changes N] [--tools a,b] [--bin PATH] [--rounds N] [--pause] [--grace TIME]
 
 DIR holds v1.raw (see images.sh) and takes everything else. Each tool takes N
 snapshots of the same disk, into 64 MiB of which CHANGES random pieces of 4 to
@@ -19,7 +19,8 @@ the rounds can have a quiet machine.
 Wall time includes a sync; CPU and memory are those of the command, for
 Snapferry those of its region process too, whose peak starts anew before the
 deletion. A region waits before it removes objects, for readers with old
-addresses (reclaim_grace); the wait is set to one second here, and counts.
+addresses (reclaim_grace), and kopia before it removes blobs; nobody reads here,
+so neither waits (--grace, and --safety=none).
 Prints Markdown, with ratios to Snapferry.
 """
 import argparse
@@ -96,7 +97,7 @@ class Snapferry(compare.Snapferry):
         self.close()
         for region in ("east", "west", "north"):
             with open(f"{dir}/dev/{region}/config.yaml", "a") as f:
-                f.write("reclaim_grace: 1s\n")
+                f.write(f"reclaim_grace: {args.grace}\n")
         self.args, self.ids = args, []
         self.open()
 
@@ -200,6 +201,7 @@ def main():
     p.add_argument("--snapshots", type=int, default=100)
     p.add_argument("--changes", type=int, default=64)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--grace", default="0s")
     p.add_argument("--pause", action="store_true")
     p.add_argument("--tools", default=",".join(TOOLS))
     p.add_argument("--bin", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bin", "snapferry"))
