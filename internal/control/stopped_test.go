@@ -30,7 +30,6 @@ import (
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
-	"github.com/snapferry/snapferry/record"
 )
 
 // pause is how long the processes of TestStoppedWorkers sleep.
@@ -445,35 +444,13 @@ func (x *stopTry) litter() {
 	x.t.Helper()
 	ctx := x.t.Context()
 	var s meta.Snapshot
-	var rows []meta.Segment
 	x.View(func(tx *meta.Tx) (err error) {
-		if s, err = tx.Snapshot(x.ids[0]); err == nil {
-			rows, err = tx.SegmentsOf(s.Version)
-		}
+		s, err = tx.Snapshot(x.ids[0])
 		return err
 	})
-	body, err := x.Bucket.Get(ctx, rows[0].Object, blob.MaxBody)
-	if err != nil {
+	if err := simtest.Litter(ctx, x.DB, x.Bucket, s.Version, ""); err != nil {
 		x.t.Fatal(err)
 	}
-	buried := meta.Grave{Version: snapferry.NewVersionID(), Chain: rows[0].Chain, Revision: 4, Loose: true, Kept: true}
-	for _, name := range []string{"objects/00unregistered", "objects/00writing", "objects/00orphan", "check/0123/first", record.Name(buried.Version, 3)} {
-		if err := x.Bucket.Put(ctx, name, body); err != nil {
-			x.t.Fatal(err)
-		}
-	}
-	x.Update(func(tx *meta.Tx) error {
-		if err := tx.PutGrave(buried); err != nil {
-			return err
-		}
-		o := meta.Object{Name: "objects/00writing", Size: int64(len(body)), Chain: rows[0].Chain, State: meta.ObjectWriting, Job: "job-gone", Token: 3}
-		if err := tx.InsertObject(o); err != nil {
-			return err
-		}
-		return tx.InsertSegments([]meta.Segment{
-			{ID: snapferry.NewSegmentID(), Chain: rows[0].Chain, Version: snapferry.NewVersionID(), Kind: snapferry.BlockFrame, Object: "objects/00orphan", Slots: 1},
-		})
-	})
 	for range 3 { // superseded records
 		h := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: "pin-more", Created: time.Now()}
 		if err := errors.Join(x.Vault.Hold(ctx, h, nil), x.Vault.Release(ctx, h, nil)); err != nil {
