@@ -676,6 +676,8 @@ func (x *stopTry) verify(slept bool) {
 	for _, id := range ids {
 		x.delete(id)
 	}
+	x.settle()
+	x.Update(sweepNow) // two that change one version at once leave a record
 	x.empty()
 	x.WantEmpty(x.t)
 	x.View(func(tx *meta.Tx) error {
