@@ -13,7 +13,7 @@ TIMEOUT   ?= 15m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations histories stopped fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations histories stopped kills fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -79,6 +79,12 @@ histories:
 PAUSE ?= 60s
 stopped:
 	go test ./internal/control -run TestStoppedWorkers -every 1 -pause $(PAUSE) -parallel 24 -v -timeout 60m
+
+# A region is killed (SIGKILL) in the middle of each kind of work that deletion leads
+# to, so often. Half an hour or so.
+KILLS ?= 100
+kills:
+	go test ./cmd/snapferry -run TestUpkeepSurvivesKills -kills $(KILLS) -parallel 4 -v -timeout 180m
 
 clean:
 	rm -rf bin
