@@ -311,3 +311,36 @@ func TestSweepRefused(t *testing.T) {
 	h.sweep(t)
 	h.want(t, simtest.NoGarbage)
 }
+
+// TestSweepReleasesReaders: a reader's hold that could not be released when it
+// ended does not stay until the next start.
+func TestSweepReleasesReaders(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
+		h := newHoled(t, simtest.Options{})
+		holds := func() (all []meta.Hold) {
+			h.View(func(tx *meta.Tx) (err error) {
+				all, err = tx.HoldsOfKind(vault.HoldReader)
+				return err
+			})
+			return all
+		}
+		release, err := h.Vault.Reading(t.Context(), h.ids[0], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Power.FailAt(0, mode)
+		release()
+		if !h.Power.Restore() {
+			t.Fatal("the release did not fail")
+		}
+		if n := len(holds()); mode == blobtest.Before && n != 1 {
+			t.Fatalf("got %d readers, want the one whose release failed", n)
+		}
+		h.sweep(t)
+		if n := len(holds()); n != 0 {
+			t.Errorf("%v: got %d readers after a sweep, want none", mode, n)
+		}
+		h.want(t, simtest.NoGarbage)
+	}
+}
