@@ -13,7 +13,7 @@ TIMEOUT   ?= 15m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations histories fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations histories stopped kills fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -73,6 +73,18 @@ mutations:
 HISTORIES ?= 10000
 histories:
 	go test ./internal/vault -run TestLifeAndDeath -histories $(HISTORIES) -timeout 300m
+
+# A worker, a process of its own, is stopped (SIGSTOP) at every change it makes of
+# the bucket, taken over, and woken after a minute. Ten minutes or so.
+PAUSE ?= 60s
+stopped:
+	go test ./internal/control -run TestStoppedWorkers -every 1 -pause $(PAUSE) -parallel 24 -v -timeout 60m
+
+# A region is killed (SIGKILL) in the middle of each kind of work that deletion leads
+# to, so often. Half an hour or so.
+KILLS ?= 100
+kills:
+	go test ./cmd/snapferry -run TestUpkeepSurvivesKills -kills $(KILLS) -parallel 4 -v -timeout 180m
 
 clean:
 	rm -rf bin

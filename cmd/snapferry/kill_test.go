@@ -130,11 +130,7 @@ type killed struct {
 }
 
 func newKilled(t *testing.T) *killed {
-	k := &killed{t: t, app: testApp(t), run: map[snapferry.RegionName]*process{}}
-	var err error
-	if k.dev, err = prepareDev(t.TempDir(), []snapferry.RegionName{demoEast, demoWest}, "none"); err != nil {
-		t.Fatal(err)
-	}
+	k := prepareKilled(t, "none", demoEast, demoWest)
 	k.relay = newRelay(t, k.dev.configs[demoEast].Peer.Listen)
 	west := k.dev.configs[demoWest]
 	west.Peers = []knownPeer{{Name: demoEast, Address: k.relay.listener.Addr().String()}}
@@ -143,6 +139,16 @@ func newKilled(t *testing.T) *killed {
 	}
 	k.start(demoEast)
 	k.start(demoWest)
+	return k
+}
+
+// prepareKilled makes regions that do not run yet.
+func prepareKilled(t *testing.T, compression string, names ...snapferry.RegionName) *killed {
+	k := &killed{t: t, app: testApp(t), run: map[snapferry.RegionName]*process{}}
+	var err error
+	if k.dev, err = prepareDev(t.TempDir(), names, compression); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		for _, p := range k.run {
 			p.end()
@@ -163,11 +169,17 @@ func (k *killed) start(r snapferry.RegionName) {
 // kill kills a region as a loss of power would, and starts it again.
 func (k *killed) kill(r snapferry.RegionName) {
 	k.t.Helper()
+	k.end(r)
+	k.start(r)
+}
+
+// end kills a region and leaves it.
+func (k *killed) end(r snapferry.RegionName) {
+	k.t.Helper()
 	if err := k.run[r].cmd.Process.Kill(); err != nil {
 		k.t.Fatal(err)
 	}
 	<-k.run[r].done
-	k.start(r)
 }
 
 func (k *killed) client(r snapferry.RegionName) *client.Client {

@@ -107,9 +107,14 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.startUpkeep(ctx); err != nil {
 		return err
 	}
-	handlers := r.upkeep()
-	handlers[jobImport], handlers[jobFork], handlers[jobCopy], handlers[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
-	return r.jobs.Start(ctx, handlers)
+	return r.jobs.Start(ctx, r.handlers())
+}
+
+// handlers are those of all kinds of jobs.
+func (r *Region) handlers() map[string]job.Handler {
+	all := r.upkeep()
+	all[jobImport], all[jobFork], all[jobCopy], all[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
+	return all
 }
 
 // Name returns the region's name.

@@ -432,7 +432,7 @@ func TestCrashInSweep(t *testing.T) {
 	var d *simtest.Disk
 	everywhere(t, func(t *testing.T, s *scene) {
 		id, d = hollowScene(t, s)
-		litter(t, s.Region, s.vol, id)
+		litter(t, s.Region, id)
 	}, func(s *scene) error {
 		_, err := s.Vault.Sweep(context.Background(), nil)
 		return err
@@ -447,39 +447,12 @@ func TestCrashInSweep(t *testing.T) {
 }
 
 // litter leaves garbage of every kind in a region.
-func litter(t testing.TB, r *simtest.Region, vol meta.Volume, of snapferry.VersionID) {
+func litter(t testing.TB, r *simtest.Region, of snapferry.VersionID) {
 	t.Helper()
 	ctx := context.Background()
-	var rows []meta.Segment
-	r.View(func(tx *meta.Tx) (err error) {
-		rows, err = tx.SegmentsOf(of)
-		return err
-	})
-	body, err := r.Bucket.Get(ctx, rows[0].Object, blob.MaxBody)
-	if err != nil {
+	if err := simtest.Litter(ctx, r.DB, r.Bucket, of, ""); err != nil {
 		t.Fatal(err)
 	}
-	put := func(name string) {
-		t.Helper()
-		if err := r.Bucket.Put(ctx, name, body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("objects/00unregistered")
-	put("objects/00writing")
-	put("objects/00orphan")
-	put("objects/00complete")
-	put("check/0123/first")
-	r.Update(func(tx *meta.Tx) error {
-		err := tx.InsertObject(meta.Object{Name: "objects/00writing", Size: int64(len(body)), Chain: vol.Chain, State: meta.ObjectWriting, Job: "job-gone", Token: 3})
-		if err != nil {
-			return err
-		}
-		return tx.InsertSegments([]meta.Segment{
-			{ID: snapferry.NewSegmentID(), Chain: vol.Chain, Version: snapferry.NewVersionID(), Kind: snapferry.BlockFrame, Object: "objects/00orphan", Slots: 1},
-			{ID: snapferry.NewSegmentID(), Chain: vol.Chain, Version: of, Kind: snapferry.BlockFrame, Object: "objects/00complete", Slots: 1},
-		})
-	})
 	for range 5 { // superseded records
 		if err := r.Vault.Hold(ctx, meta.Hold{Version: of, Kind: vault.HoldPin, Owner: "pin-more", Created: time.Now()}, nil); err != nil {
 			t.Fatal(err)

@@ -38,11 +38,40 @@ func (v *Vault) Reading(ctx context.Context, id snapferry.VersionID, also func(*
 		return nil, err
 	}
 	return func() {
-		err := v.Release(context.WithoutCancel(ctx), h, also)
-		if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
-			v.log.WarnContext(ctx, "a reader's hold stays until the next start", "version", id, "err", err)
-		}
+		ctx := context.WithoutCancel(ctx)
+		v.endReader(ctx, reader{h, also})
 	}, nil
+}
+
+// A reader is a reader's hold and what is to be done in the transaction that
+// releases it.
+type reader struct {
+	hold meta.Hold
+	also func(*meta.Tx) error
+}
+
+// endReader releases a reader's hold, or leaves it to the next sweep.
+func (v *Vault) endReader(ctx context.Context, r reader) {
+	err := v.Release(ctx, r.hold, r.also)
+	if err == nil || snapferry.IsKind(err, snapferry.NotFound) {
+		return
+	}
+	v.log.WarnContext(ctx, "a reader's hold stays until the next sweep or start", "version", r.hold.Version, "err", err)
+	v.endedMu.Lock()
+	defer v.endedMu.Unlock()
+	v.ended = append(v.ended, r)
+}
+
+// endReaders releases the holds of readers that could not be released when they
+// ended.
+func (v *Vault) endReaders(ctx context.Context) {
+	v.endedMu.Lock()
+	left := v.ended
+	v.ended = nil
+	v.endedMu.Unlock()
+	for _, r := range left {
+		v.endReader(ctx, r)
+	}
 }
 
 // Start takes up what earlier processes left, in a region that no other process

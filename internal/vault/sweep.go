@@ -45,7 +45,8 @@ const (
 // Sweep removes garbage from the bucket: objects that are not registered, those
 // of compactions and writers that ended without them, records of versions that
 // were deleted, superseded records but the newest two of each version, leftovers
-// of bucket checks.
+// of bucket checks. First it releases the holds of this process's readers that
+// could not be released when they ended.
 //
 // It can be interrupted anywhere and called again, also by several at once, and
 // while the region works. When the bucket has what the metadata cannot have
@@ -56,6 +57,7 @@ func (v *Vault) Sweep(ctx context.Context, fence Fence) (SweepStats, error) {
 	if fence == nil {
 		fence = noFence
 	}
+	v.endReaders(ctx)
 	s := &sweeper{v: v, fence: fence}
 	// Names of checks are random: what is there now and when the sweep ends is of
 	// none that runs in between.

@@ -51,10 +51,10 @@ func TestSweep(t *testing.T) {
 	t.Parallel()
 	h := newHoled(t, simtest.Options{})
 	h.sweep(t)
-	litter(t, h.Region, h.vol, h.ids[0])
+	litter(t, h.Region, h.ids[0])
 	st := h.sweep(t)
-	if st.Objects != 4 || st.Segments != 2 || st.Checks != 1 || st.Records != 10 {
-		t.Errorf("got %+v, want 4 objects, 2 segments, 10 records, 1 check", st)
+	if st.Objects != 4 || st.Segments != 2 || st.Checks != 1 || st.Records != 11 {
+		t.Errorf("got %+v, want 4 objects, 2 segments, 11 records, 1 check", st)
 	}
 	for _, name := range names(t, h.Region) {
 		if strings.HasPrefix(name, "objects/00") || strings.HasPrefix(name, "check/") {
@@ -72,7 +72,7 @@ func TestSweep(t *testing.T) {
 func TestSweepKeepsRecords(t *testing.T) {
 	t.Parallel()
 	h := newHoled(t, simtest.Options{})
-	litter(t, h.Region, h.vol, h.ids[0])
+	litter(t, h.Region, h.ids[0])
 	h.sweep(t)
 	var v meta.Version
 	h.View(func(tx *meta.Tx) (err error) {
@@ -182,7 +182,7 @@ func TestSweepRaces(t *testing.T) {
 				t.Run(name+when+prefix, func(t *testing.T) {
 					t.Parallel()
 					h := newHoled(t, simtest.Options{})
-					litter(t, h.Region, h.vol, h.ids[0])
+					litter(t, h.Region, h.ids[0])
 					h.driver.once(blobtest.List, prefix, after, func() error { do(h, t); return nil })
 					h.sweep(t)
 					if why := h.stopped(); why != "" {
@@ -209,7 +209,7 @@ func TestUnknownRecord(t *testing.T) {
 			if err := h.Vault.CheckRecords(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			litter(t, h.Region, h.vol, h.ids[0])
+			litter(t, h.Region, h.ids[0])
 			unknown := forge(h)
 			if err := h.Bucket.Put(t.Context(), unknown, []byte("from a later time")); err != nil {
 				t.Fatal(err)
@@ -302,7 +302,7 @@ func TestSweepLeavesUnreadable(t *testing.T) {
 func TestSweepRefused(t *testing.T) {
 	t.Parallel()
 	h := newHoled(t, simtest.Options{})
-	litter(t, h.Region, h.vol, h.ids[0])
+	litter(t, h.Region, h.ids[0])
 	h.driver.always(blobtest.Delete, "", func() error { return snapferry.Errorf(snapferry.Unavailable, "not now") })
 	if _, err := h.Vault.Sweep(t.Context(), nil); !snapferry.IsKind(err, snapferry.Unavailable) {
 		t.Errorf("got %v, want Unavailable", err)
@@ -310,4 +310,37 @@ func TestSweepRefused(t *testing.T) {
 	h.driver.forget()
 	h.sweep(t)
 	h.want(t, simtest.NoGarbage)
+}
+
+// TestSweepReleasesReaders: a reader's hold that could not be released when it
+// ended does not stay until the next start.
+func TestSweepReleasesReaders(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
+		h := newHoled(t, simtest.Options{})
+		holds := func() (all []meta.Hold) {
+			h.View(func(tx *meta.Tx) (err error) {
+				all, err = tx.HoldsOfKind(vault.HoldReader)
+				return err
+			})
+			return all
+		}
+		release, err := h.Vault.Reading(t.Context(), h.ids[0], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Power.FailAt(0, mode)
+		release()
+		if !h.Power.Restore() {
+			t.Fatal("the release did not fail")
+		}
+		if n := len(holds()); mode == blobtest.Before && n != 1 {
+			t.Fatalf("got %d readers, want the one whose release failed", n)
+		}
+		h.sweep(t)
+		if n := len(holds()); n != 0 {
+			t.Errorf("%v: got %d readers after a sweep, want none", mode, n)
+		}
+		h.want(t, simtest.NoGarbage)
+	}
 }

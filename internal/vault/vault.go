@@ -59,7 +59,9 @@ type Vault struct {
 	reholds      [64]sync.Mutex // by version: changes of its holds
 	process      string         // random: owner of this process's readers
 	reader       atomic.Uint64  // number of the last one
-	chains       sync.Map       // of snapferry.ChainID: whose object is in the bucket
+	endedMu      sync.Mutex
+	ended        []reader // whose holds are to be released again; guarded by endedMu
+	chains       sync.Map // of snapferry.ChainID: whose object is in the bucket
 	loc          *locators
 	nodes        *otter.Cache[snapferry.Ref, *blockmap.Node]
 	windows      *otter.Cache[windowKey, []byte]
