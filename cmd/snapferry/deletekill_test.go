@@ -99,22 +99,28 @@ func (d *deleting) drop() {
 // settle waits until upkeep is at rest.
 func (d *deleting) settle() {
 	d.t.Helper()
+	settle(d.t, d.at, atRest)
+}
+
+// settle waits until a region's upkeep has ended.
+func settle(t *testing.T, at *client.Client, ended func(client.JobList) bool) {
+	t.Helper()
 	end := time.NewTimer(time.Minute)
 	defer end.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		jobs, err := d.at.Jobs(d.ctx)
+		jobs, err := at.Jobs(t.Context())
 		if err != nil {
-			d.t.Fatal(err)
+			t.Fatal(err)
 		}
-		if atRest(client.JobList{Jobs: jobs}) {
+		if ended(client.JobList{Jobs: jobs}) {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-end.C:
-			d.t.Fatalf("upkeep does not come to rest: %+v", jobs)
+			t.Fatalf("upkeep does not come to rest: %+v", jobs)
 		}
 	}
 }
