@@ -220,3 +220,125 @@ func TestOneCompaction(t *testing.T) {
 	})
 	a.Check(t, simtest.NoGarbage)
 }
+
+// stubborn is a driver that refuses deletes, and lists what it listed before,
+// while it is told to.
+type stubborn struct {
+	blob.Driver
+	keeps atomic.Bool
+	old   atomic.Pointer[[]blob.Info]
+}
+
+func (s *stubborn) Delete(ctx context.Context, name string) error {
+	if s.keeps.Load() {
+		return snapferry.Errorf(snapferry.Denied, "deletes are not allowed")
+	}
+	return s.Driver.Delete(ctx, name)
+}
+
+func (s *stubborn) List(ctx context.Context, prefix, after string, fn func(blob.Info) error) error {
+	old := s.old.Load()
+	if old == nil {
+		return s.Driver.List(ctx, prefix, after, fn)
+	}
+	for _, i := range *old {
+		if strings.HasPrefix(i.Name, prefix) && i.Name > after {
+			if err := fn(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// late lets lists show what is there now until they are on time again.
+func (s *stubborn) late(t *testing.T, yes bool) {
+	t.Helper()
+	s.old.Store(nil)
+	if !yes {
+		return
+	}
+	all := []blob.Info{}
+	if err := s.Driver.List(t.Context(), "", "", func(i blob.Info) error { all = append(all, i); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	s.old.Store(&all)
+}
+
+// TestDeletesRefused has a bucket that does not delete: snapshots can be
+// deleted all the same, the region works on and says what waits and why, and
+// when the bucket deletes again the space comes back.
+func TestDeletesRefused(t *testing.T) {
+	s := &stubborn{Driver: memblob.New()}
+	a := on(t, s)
+	disks := increments(2)
+	one, two := a.imported("disk", disks[0]), a.imported("disk", disks[1])
+	rest(t, a.Region)
+	s.keeps.Store(true)
+	a.delete(one.ID)
+	a.same(two.ID, disks[1])
+	a.delete(two.ID)
+	idle(t, a.Region, "a removal that was refused", func(tx *meta.Tx) (bool, error) {
+		jobs, err := tx.JobsOfLane(job.Upkeep, 0)
+		for _, j := range jobs {
+			if j.Attempts > 0 && strings.Contains(j.Error, "deletes are not allowed") {
+				return true, err
+			}
+		}
+		return false, err
+	})
+	jobs, err := a.Control.Jobs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := false
+	for _, j := range jobs {
+		said = said || strings.Contains(j.Error, "deletes are not allowed")
+	}
+	u, err := a.Control.RegionUsage(t.Context(), a.at)
+	if err != nil || !said || u.Queued+u.Running == 0 {
+		t.Errorf("got jobs %+v and usage %+v, %v, want them to tell", jobs, u, err)
+	}
+	a.imported("other", disks[0])
+	s.keeps.Store(false)
+	rest(t, a.Region)
+	a.Check(t, simtest.NoGarbage)
+}
+
+// TestListsLate has a bucket whose lists are behind, which its check found out
+// before if it is always so: what is new is not taken for lost, what is gone is
+// not taken for unknown, and nothing that is needed is removed.
+func TestListsLate(t *testing.T) {
+	s := &stubborn{Driver: memblob.New()}
+	a := on(t, s)
+	disks := increments(3)
+	one := a.imported("disk", disks[0])
+	two := a.imported("disk", disks[1])
+	rest(t, a.Region)
+	for range 2 {
+		s.late(t, true)
+		a.delete(one.ID)
+		rest(t, a.Region)
+		three := a.imported("disk", disks[2])
+		if _, err := a.Vault.Sweep(t.Context(), nil); err != nil {
+			t.Fatalf("sweep: %v", err)
+		}
+		a.Restart()
+		rest(t, a.Region)
+		a.View(func(tx *meta.Tx) error {
+			if err := vault.Stopped(tx); err != nil {
+				t.Errorf("lists that are late: %v", err)
+			}
+			return nil
+		})
+		a.same(two.ID, disks[1])
+		a.same(three.ID, disks[2])
+		s.late(t, false)
+		one, two = two, three
+		disks[1] = disks[2]
+		disks[2] = next(disks[2], 7)
+	}
+	a.Restart()
+	rest(t, a.Region)
+	a.Check(t, simtest.NoGarbage)
+}
