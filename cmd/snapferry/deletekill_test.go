@@ -253,24 +253,32 @@ func (d *deleting) offline(fn func(*meta.DB, *blob.Bucket) error) {
 // settle waits until nothing is left to do but a sweep to come.
 func (d *deleting) settle() {
 	d.t.Helper()
+	settle(d.t, d.at, func(l client.JobList) bool {
+		return !slices.ContainsFunc(l.Jobs, func(j snapferry.RegionJob) bool {
+			return j.Kind != "sweep" || j.State != snapferry.JobQueued || j.After.Before(time.Now())
+		})
+	})
+}
+
+// settle waits until a region's upkeep has ended.
+func settle(t *testing.T, at *client.Client, ended func(client.JobList) bool) {
+	t.Helper()
 	end := time.NewTimer(2 * time.Minute)
 	defer end.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		jobs, err := d.at.Jobs(d.ctx)
+		jobs, err := at.Jobs(t.Context())
 		if err != nil {
-			d.t.Fatal(err)
+			t.Fatal(err)
 		}
-		if !slices.ContainsFunc(jobs, func(j snapferry.RegionJob) bool {
-			return j.Kind != "sweep" || j.State != snapferry.JobQueued || j.After.Before(time.Now())
-		}) {
+		if ended(client.JobList{Jobs: jobs}) {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-end.C:
-			d.t.Fatalf("upkeep does not come to rest: %+v", jobs)
+			t.Fatalf("upkeep does not come to rest: %+v", jobs)
 		}
 	}
 }

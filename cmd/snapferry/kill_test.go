@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"io"
@@ -28,11 +29,21 @@ type relay struct {
 	listener net.Listener
 	to       string
 	upload   bool         // what goes there is slow and counted, instead of what comes back
+	fast     bool         // nothing is slow
 	passed   atomic.Int64 // bytes that came back from the region
 	mu       sync.Mutex
 	due      time.Time // when the next byte may pass
 	marks    []mark
+	holds    []*hold
 	wg       sync.WaitGroup
+}
+
+// A hold keeps a request back.
+type hold struct {
+	line    string        // what it begins with
+	left    int           // how many such requests still pass
+	reached chan struct{} // closed when it has come
+	open    chan struct{} // closed by the test to let it go on
 }
 
 // A mark is closed when so many bytes have passed.
@@ -82,11 +93,17 @@ func (r *relay) pass(to io.Writer, from io.Reader) {
 	p := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(p)
+		if h := r.held(p[:n]); h != nil {
+			<-h.open
+		}
 		r.mu.Lock()
 		if now := time.Now(); r.due.Before(now) {
 			r.due = now
 		}
 		r.due = r.due.Add(time.Duration(n) * time.Second / relayRate)
+		if r.fast {
+			r.due = time.Time{}
+		}
 		wait := time.NewTimer(time.Until(r.due))
 		r.mu.Unlock()
 		<-wait.C
@@ -109,6 +126,35 @@ func (r *relay) count(n int64) {
 		close(m.reached)
 		return true
 	})
+}
+
+// hold keeps the nth request back, from now on and counted from 1, that begins
+// with a line and goes to a store through a relay of uploads.
+func (r *relay) hold(line string, nth int) *hold {
+	h := &hold{line: line, left: nth - 1, reached: make(chan struct{}), open: make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds = append(r.holds, h)
+	return h
+}
+
+// held returns the hold that what was sent now has to wait for, or nil. HTTP
+// sends the beginning of a request as the beginning of a piece.
+func (r *relay) held(sent []byte) (found *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds = slices.DeleteFunc(r.holds, func(h *hold) bool {
+		if found != nil || !bytes.HasPrefix(sent, []byte(h.line)) {
+			return false
+		}
+		if h.left--; h.left >= 0 {
+			return false
+		}
+		found = h
+		close(h.reached)
+		return true
+	})
+	return found
 }
 
 // after returns a channel that is closed when n more bytes have passed.

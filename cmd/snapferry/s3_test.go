@@ -33,10 +33,11 @@ const (
 	allFast pace = iota
 	slowUploads
 	slowDownloads
+	watched // nothing is slow, requests can be held
 )
 
-// startS3Regions starts both.
-func startS3Regions(t *testing.T, slow pace) *s3Regions {
+// startS3Regions starts both, east with what change makes of its configuration.
+func startS3Regions(t *testing.T, slow pace, change ...func(*serverConfig)) *s3Regions {
 	t.Helper()
 	r := &s3Regions{
 		killed: killed{t: t, app: testApp(t), run: map[snapferry.RegionName]*process{}},
@@ -49,9 +50,14 @@ func startS3Regions(t *testing.T, slow pace) *s3Regions {
 	endpoint := r.store.Endpoint
 	if slow != allFast {
 		r.relay = newRelay(t, strings.TrimPrefix(endpoint, "http://"))
-		r.relay.upload = slow == slowUploads
+		r.relay.upload, r.relay.fast = slow != slowDownloads, slow == watched
 		endpoint = "http://" + r.relay.listener.Addr().String()
 	}
+	cfg := r.dev.configs[demoEast]
+	for _, fn := range change {
+		fn(&cfg)
+	}
+	r.dev.configs[demoEast] = cfg
 	r.move(demoEast, r.place("east", endpoint))
 	t.Cleanup(func() {
 		for _, p := range r.run {

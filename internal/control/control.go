@@ -59,6 +59,7 @@ type Region struct {
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
 	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
+	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
 }
 
 // New returns a region's control plane; Run sets its jobs to work.
@@ -76,6 +77,7 @@ func New(c Config) *Region {
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
+		compacts: map[snapferry.ChainID]bool{},
 	}
 }
 

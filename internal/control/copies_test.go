@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -23,8 +24,14 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOver(t, nil)
+}
+
+// newWorldOver is newWorld with a driver of the bucket of west.
+func newWorldOver(t *testing.T, west blob.Driver) *world {
+	t.Helper()
 	w := &world{t: t}
-	w.east, w.west, w.toEast, w.toWest = simtest.Pair(t, simtest.NewFactory(t))
+	w.east, w.west, w.toEast, w.toWest = simtest.PairOver(t, simtest.NewFactory(t), nil, west)
 	w.atEast, w.atWest = w.east.Account("a"), w.west.Account("a")
 	return w
 }

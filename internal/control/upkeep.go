@@ -143,9 +143,12 @@ func (r *Region) makeRoom(tx *meta.Tx, chain snapferry.ChainID) error {
 	return r.enqueueReclaim(tx)
 }
 
+// enqueueCompact adds the compaction of a chain if it needs one. One that runs
+// looks itself when it has ended, and so after this transaction: none has to
+// wait behind it.
 func (r *Region) enqueueCompact(tx *meta.Tx, chain snapferry.ChainID) error {
 	need, err := r.vault.NeedsCompaction(tx, chain)
-	if err != nil || !need {
+	if err != nil || !need || r.compacting(chain) {
 		return err
 	}
 	row, err := tx.Chain(chain)
@@ -297,6 +300,31 @@ func reporting(run *job.Run, progress func() any, work func() error) error {
 	return work()
 }
 
+// compacting reports whether the compaction of a chain runs.
+func (r *Region) compacting(chain snapferry.ChainID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.compacts[chain]
+}
+
+// lockCompaction reports whether the caller may compact a chain. One does at a
+// time: two would read the same objects, and one of them for nothing.
+func (r *Region) lockCompaction(chain snapferry.ChainID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.compacts[chain] {
+		return false
+	}
+	r.compacts[chain] = true
+	return true
+}
+
+func (r *Region) unlockCompaction(chain snapferry.ChainID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.compacts, chain)
+}
+
 // runCompact is the job that writes what lives in hollow and small objects of
 // a chain into new ones.
 func (r *Region) runCompact(ctx context.Context, run *job.Run) error {
@@ -304,23 +332,46 @@ func (r *Region) runCompact(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return err
 	}
-	st, err := r.vault.Compact(ctx, chain, vault.CompactConfig{
-		Job: run.Job.ID, Token: run.Token, Fence: run.Check, Limit: r.pace,
-		Progress: func(st vault.CompactStats) { run.Progress(progressOf(st)) },
-	})
+	if !r.lockCompaction(chain) {
+		return nil // who has it looks whether more is to be done
+	}
+	st, err := r.compact(ctx, run, chain)
 	run.Progress(progressOf(st))
 	for _, name := range st.Damaged {
 		r.log.ErrorContext(ctx, "an object is damaged and is left alone by compaction", "object", name, "chain", chain)
 	}
-	if err != nil {
-		return again(err)
-	}
-	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
+	ended, stuck := err, false
+	err = r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
 			return err
 		}
-		return r.makeRoom(tx, chain)
-	}))
+		// What was moved gives its room back also when the rest was not.
+		if err := r.enqueueReclaim(tx); err != nil || ended != nil {
+			return err
+		}
+		if st.ObjectsOut > 0 || st.Left == 0 {
+			return r.enqueueCompact(tx, chain)
+		}
+		stuck, err = r.vault.NeedsCompaction(tx, chain)
+		return err
+	})
+	switch {
+	case ended != nil:
+		return again(ended)
+	case err == nil && stuck:
+		// This job once more, after a while: a new one would begin at once.
+		err = snapferry.Errorf(snapferry.Unavailable, "compact chain %s: %d objects could not be moved", chain, st.Left)
+	}
+	return again(err)
+}
+
+// compact compacts a chain that is locked for it, and unlocks it.
+func (r *Region) compact(ctx context.Context, run *job.Run, chain snapferry.ChainID) (vault.CompactStats, error) {
+	defer r.unlockCompaction(chain)
+	return r.vault.Compact(ctx, chain, vault.CompactConfig{
+		Job: run.Job.ID, Token: run.Token, Fence: run.Check, Limit: r.pace,
+		Progress: func(st vault.CompactStats) { run.Progress(progressOf(st)) },
+	})
 }
 
 // runReclaim is the job that removes what was condemned long enough ago.

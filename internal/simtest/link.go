@@ -7,6 +7,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/transfer"
 )
@@ -131,9 +132,15 @@ func (s *directSource) Blocks(ctx context.Context, want []transfer.Want) (transf
 // an account "a" in both. The first link is the one from west to east.
 func Pair(tb testing.TB, f *Factory) (east, west *Region, toEast, toWest *Link) {
 	tb.Helper()
+	return PairOver(tb, f, nil, nil)
+}
+
+// PairOver is Pair with drivers of the buckets; nil for one in memory.
+func PairOver(tb testing.TB, f *Factory, atEast, atWest blob.Driver) (east, west *Region, toEast, toWest *Link) {
+	tb.Helper()
 	toEast, toWest = NewLink("west"), NewLink("east")
-	east = f.NewRegion(tb, Options{Name: "east", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": toWest.As}})
-	west = f.NewRegion(tb, Options{Name: "west", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": toEast.As}})
+	east = f.NewRegion(tb, Options{Name: "east", Jobs: true, Driver: atEast, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": toWest.As}})
+	west = f.NewRegion(tb, Options{Name: "west", Jobs: true, Driver: atWest, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": toEast.As}})
 	toEast.Join(east)
 	toWest.Join(west)
 	return east, west, toEast, toWest

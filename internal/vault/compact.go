@@ -33,6 +33,7 @@ type CompactStats struct {
 	Written    int64 // bytes put, also of what was given up
 	Freed      int64 // bytes of the objects in, less those of the objects out
 	GivenUp    int   // merged objects that were given up because something had changed
+	Left       int   // objects that this run left alone: damaged, too large, or changed again and again
 	// Damaged are objects that were left alone because their bytes are not what
 	// they must be; at most 100 are named.
 	Damaged []string
@@ -50,15 +51,21 @@ const maxNamed = 100
 // up; that is tried again once. It can be interrupted anywhere: what is left is
 // the old truth or the new one, and garbage that Sweep knows.
 //
+// In a bucket without room for a merged object it goes on in the smallest steps
+// there are: one hollow object at a time, the one with the least left in it
+// first. Each gives back more than it took when Reclaim has been there.
+//
 // Errors: Conflict when the fence fails or reclaiming is stopped in the region;
-// Full when there is no space, after what was begun was given up; Unavailable.
-// What was done until then stays done, and is in the stats.
+// Full when there is no space, not even for the next small step, after what was
+// begun was given up; Unavailable. What was done until then stays done, and is
+// in the stats.
 func (v *Vault) Compact(ctx context.Context, chain snapferry.ChainID, c CompactConfig) (CompactStats, error) {
 	if c.Fence == nil {
 		c.Fence = noFence
 	}
 	x := &compaction{v: v, chain: chain, c: c, skip: map[string]bool{}}
 	err := x.run(ctx)
+	x.stats.Left = len(x.skip)
 	return x.stats, err
 }
 
@@ -69,6 +76,9 @@ type compaction struct {
 	c     CompactConfig
 	skip  map[string]bool // objects that this run leaves alone
 	stats CompactStats
+	size  int64 // of the merged object that was tried last
+	full  error // why the bucket has no room for one of room bytes
+	room  int64
 }
 
 func (x *compaction) run(ctx context.Context) error {
@@ -79,6 +89,10 @@ func (x *compaction) run(ctx context.Context) error {
 			return err
 		}
 		moved, err := x.merge(ctx, batch)
+		if snapferry.IsKind(err, snapferry.Full) && (x.full == nil || x.size < x.room) {
+			x.full, x.room = err, x.size
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -118,6 +132,11 @@ func (x *compaction) pick(ctx context.Context) (batch []*source, err error) {
 		if err != nil {
 			return err
 		}
+		if x.full != nil && len(victims) > 0 {
+			if victims = least(victims, x.room); len(victims) == 0 {
+				return x.full
+			}
+		}
 		want, bytes, segments, slots := mergeShare(victims), int64(0), 0, 0
 		for _, o := range victims {
 			if bytes >= want || segments >= mergeSegments || slots >= mergeSlots {
@@ -156,10 +175,12 @@ func (x *compaction) merge(ctx context.Context, batch []*source) (moved bool, er
 	m.layOut()
 	if over := m.over; over != "" {
 		x.skip[over] = true // cannot be: it would be larger than any object
+		x.v.spoiled.add(over)
 	}
 	if len(m.bodies) == 0 {
 		return true, nil // all of it is in skip now
 	}
+	x.size = m.size
 	if err := x.pay(ctx, 2*m.size); err != nil {
 		return false, err
 	}

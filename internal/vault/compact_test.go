@@ -799,6 +799,53 @@ func TestFullBucket(t *testing.T) {
 	h.want(t, simtest.NoGarbage)
 }
 
+// TestCompactTight: where there is no room for a whole merged object, compaction
+// goes on in small steps, and removals make room for the next.
+func TestCompactTight(t *testing.T) {
+	t.Parallel()
+	quota := blobtest.NewQuota(memblob.New(), 1<<40)
+	h := newHoled(t, simtest.Options{Driver: quota})
+	least := int64(1 << 40)
+	hollows := 0
+	for _, o := range h.objects(meta.ObjectLive) {
+		if o.Dead*4 >= o.Size {
+			hollows++
+			least = min(least, o.Size-o.Dead)
+		}
+	}
+	if hollows < 3 {
+		t.Fatalf("%d objects are hollow", hollows)
+	}
+	before := quota.Used()
+	quota.Spare(least / 2)
+	if st, err := h.compact(h.Vault); !snapferry.IsKind(err, snapferry.Full) || st.ObjectsOut != 0 {
+		t.Errorf("without room for the smallest: got %+v, %v, want Full", st, err)
+	}
+	h.want(t, simtest.NoGarbage)
+	quota.Spare(least + 8<<10)
+	rounds, refused := 0, quota.Refused()
+	for ; ; rounds++ {
+		st, err := h.compact(h.Vault)
+		if err == nil {
+			break
+		}
+		if !snapferry.IsKind(err, snapferry.Full) || st.ObjectsOut == 0 || rounds > hollows {
+			t.Fatalf("round %d: got %+v, %v, want some moved, then Full", rounds, st, err)
+		}
+		h.want(t, simtest.NoGarbage)
+		if st := h.reclaim(t); st.Objects == 0 {
+			t.Fatalf("round %d: nothing to remove", rounds)
+		}
+		h.want(t, simtest.NoGarbage)
+	}
+	h.reclaim(t)
+	t.Logf("%d hollow objects in %d rounds, %d puts refused; %d bytes became %d", hollows, rounds, quota.Refused()-refused, before, quota.Used())
+	if rounds == 0 || h.needs() || quota.Used() >= before {
+		t.Errorf("after %d rounds: more to do: %v, %d bytes of %d", rounds, h.needs(), quota.Used(), before)
+	}
+	h.want(t, simtest.NoGarbage)
+}
+
 // TestReclaimRefused: a bucket that does not delete loses nothing.
 func TestReclaimRefused(t *testing.T) {
 	t.Parallel()

@@ -65,6 +65,19 @@ func plan(hollows, small []meta.Object) []meta.Object {
 	return victims
 }
 
+// least chooses the one hollow object that takes the least room to be written
+// again, if that is less than room: it gives back more than it takes, which
+// small objects do not.
+func least(victims []meta.Object, room int64) []meta.Object {
+	hollows := slices.DeleteFunc(victims, func(o meta.Object) bool { return !hollow(o) || o.Size-o.Dead >= room })
+	if len(hollows) == 0 {
+		return nil
+	}
+	return []meta.Object{slices.MinFunc(hollows, func(a, b meta.Object) int {
+		return cmp.Or(cmp.Compare(a.Size-a.Dead, b.Size-b.Dead), cmp.Compare(a.Name, b.Name))
+	})}
+}
+
 // settled leaves out of small objects, newest first, those of the newest that the
 // next versions are to join: not merged yet, and of a version that still lives.
 func settled(small []meta.Object, lives func(object string) (bool, error)) (old []meta.Object, err error) {
@@ -115,7 +128,7 @@ func candidates(tx *meta.Tx, chain snapferry.ChainID, skip func(string) bool, sk
 
 // NeedsCompaction reports whether Compact would find something to do in a
 // chain. It looks at a bounded number of rows. Objects that Compact found
-// damaged do not count.
+// damaged, or too large, do not count.
 func (v *Vault) NeedsCompaction(tx *meta.Tx, chain snapferry.ChainID) (bool, error) {
 	victims, err := candidates(tx, chain, v.spoiled.has, v.spoiled.len())
 	return len(victims) > 0, err

@@ -3,6 +3,7 @@ package vault
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -129,6 +130,22 @@ func TestPlanConverges(t *testing.T) {
 		}
 		if amp := float64(written) / float64(added); amp > 8 {
 			t.Errorf("objects of about %d bytes: each byte is written again %.1f times", size, amp)
+		}
+	}
+}
+
+func TestLeast(t *testing.T) {
+	all := []meta.Object{{Name: "a", Size: 32, Dead: 8}, {Name: "b", Size: 32, Dead: 20}, {Name: "c", Size: 4}, {Name: "d", Size: 32, Dead: 20}}
+	for _, c := range []struct {
+		room int64
+		want string
+	}{{100, "b"}, {13, "b"}, {12, ""}, {0, ""}} {
+		got := ""
+		for _, o := range least(slices.Clone(all), c.room) {
+			got += o.Name
+		}
+		if got != c.want {
+			t.Errorf("with room for less than %d: got %q, want %q", c.room, got, c.want)
 		}
 	}
 }

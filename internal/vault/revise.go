@@ -215,3 +215,26 @@ func (v *Vault) records(ctx context.Context, id snapferry.VersionID) (names []st
 	})
 	return names, err
 }
+
+// recordsUntil is records with the newest until a revision, whether they are
+// listed or not: one that a bucket lists late, and that stays when its version
+// is forgotten, would be taken for a sign of later times.
+func (v *Vault) recordsUntil(ctx context.Context, id snapferry.VersionID, revision uint64) ([]string, error) {
+	const newest = 3
+	names, err := v.records(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	last := revision - min(revision, newest)
+	if n := len(names); n > 0 {
+		_, listed, err := record.ParseName(names[n-1])
+		if err != nil {
+			return nil, err
+		}
+		last = max(last, listed)
+	}
+	for n := last + 1; n <= revision; n++ {
+		names = append(names, record.Name(id, n))
+	}
+	return names, nil
+}

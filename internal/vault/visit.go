@@ -431,7 +431,7 @@ func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence, s
 			return err
 		}
 	}
-	names, err := v.records(ctx, id)
+	names, err := v.recordsUntil(ctx, id, g.Revision)
 	if err == nil {
 		err = v.db.View(ctx, fence) // marking may have taken long
 	}

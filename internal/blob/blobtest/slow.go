@@ -56,6 +56,14 @@ func (s *Slow) Count(op Op) Count {
 	return Count{Requests: s.requests[op].Load(), Bytes: s.bytes[op].Load()}
 }
 
+// Requests returns how often anything was asked so far.
+func (s *Slow) Requests() (n int64) {
+	for op := range numOps {
+		n += s.requests[op].Load()
+	}
+	return n
+}
+
 // Reset sets all counts to zero.
 func (s *Slow) Reset() {
 	for op := range numOps {

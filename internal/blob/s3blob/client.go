@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -31,7 +32,7 @@ const (
 
 // transport returns the HTTP client of a driver. It begins with the SDK's, so
 // that AWS_CA_BUNDLE counts.
-func transport(sdk aws.Config, cfg Config) (*awshttp.BuildableClient, error) {
+func transport(sdk aws.Config, cfg Config, conns *connections) (*awshttp.BuildableClient, error) {
 	base, ok := sdk.HTTPClient.(*awshttp.BuildableClient)
 	if !ok {
 		base = awshttp.NewBuildableClient()
@@ -54,7 +55,7 @@ func transport(sdk aws.Config, cfg Config) (*awshttp.BuildableClient, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &stallConn{Conn: c, stall: cfg.Stall}, nil
+			return conns.add(&stallConn{Conn: c, stall: cfg.Stall, of: conns}), nil
 		}
 		t.MaxIdleConns, t.MaxIdleConnsPerHost = idleConns, idleConns
 		t.IdleConnTimeout = cfg.Stall / 2
@@ -70,11 +71,53 @@ func transport(sdk aws.Config, cfg Config) (*awshttp.BuildableClient, error) {
 	}), nil
 }
 
+// connections are those of a driver. The SDK's client keeps them idle for a while
+// and has no way to end them.
+type connections struct {
+	mu     sync.Mutex
+	open   map[*stallConn]struct{}
+	closed bool
+}
+
+func (s *connections) add(c *stallConn) net.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = map[*stallConn]struct{}{}
+	}
+	s.open[c] = struct{}{}
+	if s.closed {
+		c.Conn.Close() // dialled for a request that was cancelled
+	}
+	return c
+}
+
+func (s *connections) remove(c *stallConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+}
+
+func (s *connections) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for c := range s.open {
+		c.Conn.Close()
+	}
+}
+
 // stallConn is a connection that fails when no byte moves for a while, however
 // long a body takes in all.
 type stallConn struct {
 	net.Conn
 	stall time.Duration
+	of    *connections
+}
+
+func (c *stallConn) Close() error {
+	c.of.remove(c)
+	return c.Conn.Close()
 }
 
 func (c *stallConn) Read(p []byte) (int, error) {

@@ -634,14 +634,18 @@ func TestPartsFail(t *testing.T) {
 }
 
 // TestConnectionsStay proves that requests one after the other use one
-// connection, whatever part of an object they read.
+// connection, whatever part of an object they read, and that Close ends it.
 func TestConnectionsStay(t *testing.T) {
 	ctx := t.Context()
 	var conns atomic.Int64
+	closed := make(chan struct{}, 100)
 	s := httptest.NewUnstartedServer(fakeStore(t).Config.Handler)
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			conns.Add(1)
+		}
+		if state == http.StateClosed {
+			closed <- struct{}{}
 		}
 	}
 	s.Start()
@@ -670,5 +674,15 @@ func TestConnectionsStay(t *testing.T) {
 	}
 	if got := conns.Load(); got != 1 {
 		t.Errorf("%d connections were made, want 1", got)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	long := time.NewTimer(10 * time.Second)
+	defer long.Stop()
+	select {
+	case <-closed:
+	case <-long.C:
+		t.Error("a driver that was closed left its connection open")
 	}
 }

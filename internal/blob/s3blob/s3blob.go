@@ -101,6 +101,7 @@ type Driver struct {
 	cfg    Config
 	client *s3.Client
 	http   *awshttp.BuildableClient
+	conns  connections
 	retry  *retry.Standard
 	where  string // for messages: bucket and endpoint
 	who    string // for messages: where the credentials come from
@@ -148,7 +149,7 @@ func Open(ctx context.Context, cfg Config) (*Driver, error) {
 	if err := d.authenticate(ctx, sdk); err != nil {
 		return nil, err
 	}
-	if d.http, err = transport(sdk, cfg); err != nil {
+	if d.http, err = transport(sdk, cfg, &d.conns); err != nil {
 		return nil, err
 	}
 	d.client = s3.NewFromConfig(sdk, d.options)
@@ -267,9 +268,9 @@ func (d *Driver) options(o *s3.Options) {
 
 func (d *Driver) isAWS() bool { return d.client.Options().BaseEndpoint == nil }
 
-// Close gives the connections back.
+// Close ends the connections.
 func (d *Driver) Close() error {
-	d.http.GetTransport().CloseIdleConnections()
+	d.conns.close()
 	return nil
 }
 
