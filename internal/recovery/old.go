@@ -108,7 +108,7 @@ func (s *oldState) readOwners(tx *meta.Tx) error {
 }
 
 // heal takes a version from the old metadata whose record of that very state is
-// damaged: the metadata has all that a record has.
+// damaged, or missing above older ones: the metadata has all that a record has.
 func (s *oldState) heal(f *forest, fs *findings) {
 	for id, v := range f.unusable {
 		if old, ok := s.versions[id]; ok && !v.newer && s.take(v, old) {
@@ -118,7 +118,7 @@ func (s *oldState) heal(f *forest, fs *findings) {
 		}
 	}
 	for id, v := range f.versions {
-		if old, ok := s.versions[id]; ok && v.unsure && old.Revision > v.rec.Revision && s.take(v, old) {
+		if old, ok := s.versions[id]; ok && (v.unsure || old.Revision > v.highest) && old.Revision > v.rec.Revision && s.take(v, old) {
 			fs.note("", id, "taken from the old metadata; its record is written again")
 		}
 	}
