@@ -29,6 +29,16 @@ type mutation struct {
 // An edit replaces a text that stands in a file exactly once.
 type edit struct{ file, old, new string }
 
+// all returns the faults of all lists.
+func all() (ms []*mutation) {
+	for _, l := range [][]mutation{list, recoveryList, controlList} {
+		for i := range l {
+			ms = append(ms, &l[i])
+		}
+	}
+	return ms
+}
+
 // root is the folder of the module.
 func root(t *testing.T) string {
 	t.Helper()
@@ -64,8 +74,7 @@ func (m *mutation) apply(t *testing.T) map[string][]byte {
 // list does not rot.
 func TestMutationsFit(t *testing.T) {
 	seen := map[string]bool{}
-	for i := range list {
-		m := &list[i]
+	for _, m := range all() {
 		if seen[m.name] || m.name == "" || m.pkg == "" || m.test == "" || len(m.edits) == 0 {
 			t.Errorf("mutation %q: a name stands twice, or something is missing", m.name)
 		}
@@ -80,8 +89,7 @@ func TestMutationsAreCaught(t *testing.T) {
 		t.Skip("run by hand: make mutations")
 	}
 	pattern := regexp.MustCompile(*only)
-	for i := range list {
-		m := &list[i]
+	for _, m := range all() {
 		if !pattern.MatchString(m.name) {
 			continue
 		}

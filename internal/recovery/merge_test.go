@@ -171,7 +171,7 @@ func TestMergeKeepsDeletions(t *testing.T) {
 func (r *region) loseRecords(name string) (bring func()) {
 	r.t.Helper()
 	lost := map[string][]byte{}
-	for _, n := range r.names(record.Prefix()+r.snaps[name].version.String()+"/") {
+	for _, n := range r.names(record.Prefix() + r.snaps[name].version.String() + "/") {
 		lost[n] = r.body(n)
 		r.replace(n, nil)
 	}
@@ -366,6 +366,31 @@ func TestMergeNewestRecordLost(t *testing.T) {
 	r.settle()
 	r.wantSnapshots("a")
 	r.wantClean()
+}
+
+// A record that is damaged is not healed from metadata of before it: what was
+// deleted by it would be back.
+func TestMergeDoesNotHealFromThePast(t *testing.T) {
+	r := newRegion(t)
+	r.take("a", "", disk(map[uint64]int{0: 1}))
+	r.take("b", "a", disk(map[uint64]int{0: 1, 1: 2}))
+	r.take("c", "a", disk(map[uint64]int{0: 1, 1: 3})) // keeps a as a ghost
+	r.dump()
+	back := r.keep()
+	a := r.snaps["a"]
+	r.delete("a")
+	r.settle()
+	for _, name := range r.names(record.Prefix() + a.version.String() + "/") {
+		p := r.body(name)
+		r.replace(name, p[:len(p)-1])
+	}
+	back()
+	rep := r.recover(merge)
+	if rep.Complete || rep.Failed != 1 || rep.Snapshots != 2 {
+		t.Errorf("report: %+v", rep)
+	}
+	r.wantStopped(true)
+	r.wantSnapshots("b", "c")
 }
 
 // What the metadata knows heals a record that is damaged.
