@@ -15,7 +15,7 @@ import (
 	"github.com/snapferry/snapferry/internal/source"
 )
 
-var kills = flag.Int("kills", 4, "how often TestDeletionSurvivesKills kills a region")
+var kills = flag.Int("kills", 4, "how often TestDeletionSurvivesKills kills a region, and TestRecoverySurvivesKills a recovery")
 
 // deleting is a region that is killed while it deletes.
 type deleting struct {

@@ -418,12 +418,9 @@ func (r *run) finish(tx *meta.Tx) error {
 		if err := r.endWork(tx); err != nil {
 			return err
 		}
-	} else if r.who.dump != nil {
-		for _, a := range r.who.dump.Audit {
-			if err := tx.AddAudit(meta.Audit{At: a.At, Account: a.Account, Action: a.Action, Subject: a.Subject, Detail: a.Detail}); err != nil {
-				return err
-			}
-		}
+	}
+	if err := r.putAudit(tx); err != nil {
+		return err
 	}
 	for _, a := range r.Starts {
 		have, err := tx.AuditOf(a.Subject)
@@ -453,6 +450,23 @@ func (r *run) finish(tx *meta.Tx) error {
 		return err
 	}
 	return tx.StopReclaim(r.stopReason())
+}
+
+// putAudit adds what the dump has of the audit beyond the old metadata: also
+// later merges over that metadata need what it tells of deletions.
+func (r *run) putAudit(tx *meta.Tx) error {
+	if r.who.dump == nil || r.old != nil && !r.who.newer {
+		return nil
+	}
+	for _, a := range r.who.dump.Audit {
+		if r.old != nil && !a.At.After(r.old.audited) {
+			continue
+		}
+		if err := tx.AddAudit(meta.Audit{At: a.At, Account: a.Account, Action: a.Action, Subject: a.Subject, Detail: a.Detail}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stopReason says why nothing may be reclaimed, "" when it may. A version whose

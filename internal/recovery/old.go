@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"slices"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -15,6 +16,7 @@ type oldState struct {
 	region    meta.Region
 	catalogue meta.Catalogue
 	trusted   []ed25519.PublicKey
+	audited   time.Time // the last line of the audit
 	versions  map[snapferry.VersionID]meta.Version
 	holds     map[snapferry.VersionID][]meta.Hold
 	snapshots map[snapferry.SnapshotID]meta.Snapshot
@@ -42,6 +44,13 @@ func readOld(ctx context.Context, db *meta.DB) (*oldState, error) {
 		}
 		if s.trusted, err = tx.TrustedKeys(); err != nil {
 			return err
+		}
+		last, err := tx.LastAudit(1)
+		if err != nil {
+			return err
+		}
+		for _, a := range last {
+			s.audited = a.At
 		}
 		for _, read := range []func(*meta.Tx) error{s.readVersions, s.readSnapshots, s.readOwners} {
 			if err := read(tx); err != nil {
