@@ -43,7 +43,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlHost, "if pinned = err == nil && have.Snapshot == s.ID; pinned {", "if pinned = err != nil && have.Snapshot == s.ID; pinned {"}},
 	},
 	{
-		name: "who pins is not asked for", pkg: control, test: "TestPinsAreTheirRegions",
+		name: "who pins is not asked for", pkg: control, test: "TestPinnedInADeletion",
 		edits: []edit{{ctlHost, "err == nil && p.Region != c.Region {", "err == nil && p.Region == \"\" {"}},
 	},
 	{
@@ -73,8 +73,8 @@ var controlList = []mutation{
 		}},
 	},
 	{
-		name: "a job of upkeep writes with a lost lease", pkg: control, test: "TestLostLeases",
-		edits: []edit{{ctlUpkeep, "st, reason := r.vault.Sweep(ctx, run.Check)", "st, reason := r.vault.Sweep(ctx, nil)"}},
+		name: "a job of upkeep writes with a lost lease", pkg: control, test: "TestLostLease",
+		edits: []edit{{ctlUpkeep, "return r.vault.Visit(ctx, id, run.Check, &st)", "return r.vault.Visit(ctx, id, nil, &st)"}},
 	},
 	{
 		name: "objects go before their grace", pkg: control, test: "TestGrace",
@@ -89,7 +89,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlCopyJob, "if err != nil || !c.State.Terminal() {\n\t\treturn err", "if err != nil || c.State.Terminal() {\n\t\treturn err"}},
 	},
 	{
-		name: "a failed change of holds is not repaired", pkg: control, test: "TestHoldsCutShort|TestRepair|TestDeleteRefused",
+		name: "a failed change of holds is not repaired", pkg: control, test: "TestDeleteThatFails",
 		edits: []edit{{ctlSnaps, "if rerr := r.db.Update(context.WithoutCancel(ctx), freeAfter(version)); rerr != nil {", "if rerr := error(nil); rerr != nil {"}},
 	},
 }

@@ -14,7 +14,7 @@ import (
 
 var (
 	catch = flag.Bool("catch", false, "make each mutation and run the test that must fail with it")
-	only  = flag.String("mutation", "", "only those whose name matches this")
+	only  = flag.String("mutation", "", "only those whose package and name match this")
 )
 
 // A mutation is a fault: edits of the program and the test that must fail.
@@ -90,7 +90,7 @@ func TestMutationsAreCaught(t *testing.T) {
 	}
 	pattern := regexp.MustCompile(*only)
 	for _, m := range all() {
-		if !pattern.MatchString(m.name) {
+		if !pattern.MatchString(m.pkg + ": " + m.name) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {

@@ -235,7 +235,8 @@ func TestWrongSignatures(t *testing.T) {
 	r.must(err)
 	r.must(r.bucket.Put(r.ctx, record.Name(stray, 1), p))
 	rep := r.recover(nil)
-	if len(damages(rep)) != 2 || rep.Snapshots != 3 {
+	all := damages(rep)
+	if len(all) != 2 || rep.Snapshots != 3 || rep.Versions != 3 || !slices.ContainsFunc(all, func(f recovery.Finding) bool { return f.Object == record.Name(stray, 1) }) {
 		t.Errorf("report: %+v", rep)
 	}
 	r.wantSnapshots("base", "next", "last")
