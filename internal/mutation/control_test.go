@@ -24,10 +24,6 @@ var controlList = []mutation{
 		},
 	},
 	{
-		name: "a deletion looks at pins before its transaction only", pkg: control, test: "TestPinnedInADeletion",
-		edits: []edit{{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = false; pinned {"}},
-	},
-	{
 		name: "the end of the last pin does not end the deletion that waits", pkg: control, test: "TestDeleteWhilePinned",
 		edits: []edit{{ctlHost, "\treturn h.finishDelete(ctx, p.Snapshot)\n", "\treturn nil\n"}},
 	},
@@ -43,7 +39,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlHost, "if pinned = err == nil && have.Snapshot == s.ID; pinned {", "if pinned = err != nil && have.Snapshot == s.ID; pinned {"}},
 	},
 	{
-		name: "who pins is not asked for", pkg: control, test: "TestPinnedInADeletion",
+		name: "who pins is not asked for", pkg: control, test: "TestPinsAreTheirRegions",
 		edits: []edit{{ctlHost, "err == nil && p.Region != c.Region {", "err == nil && p.Region == \"\" {"}},
 	},
 	{

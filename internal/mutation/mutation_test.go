@@ -96,6 +96,8 @@ func TestMutationsAreCaught(t *testing.T) {
 		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
 			out, err := m.run(t)
 			switch {
+			case err == nil && bytes.Contains(out, []byte("[no tests to run]")):
+				t.Errorf("there is no test %s in %s", m.test, m.pkg)
 			case err == nil:
 				t.Errorf("survived: %s -run %s passes with it", m.pkg, m.test)
 			case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")):
