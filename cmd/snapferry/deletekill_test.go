@@ -24,7 +24,7 @@ import (
 	"github.com/snapferry/snapferry/record"
 )
 
-var kills = flag.Int("kills", 3, "how often TestUpkeepSurvivesKills kills a region in the middle of each kind of work")
+var kills = flag.Int("kills", 3, "how often TestUpkeepSurvivesKills kills a region in the middle of each kind of work, and TestRecoverySurvivesKills a recovery")
 
 const (
 	deleteSize = 16 << 20

@@ -28,7 +28,7 @@ import (
 const metadataFile = "meta.db"
 
 func (a *app) recoverCommand() *cobra.Command {
-	var merge, dryRun bool
+	var merge, dryRun, accept bool
 	var trust string
 	cmd := &cobra.Command{
 		Use: "recover --config FILE", Short: "Rebuild the metadata of a region from its bucket", Args: cobra.NoArgs,
@@ -41,6 +41,10 @@ The region's key file opens the dump of the metadata, with accounts and keys.
 Without it, --trust takes the public key of the region, which it logs when it
 starts; then accounts are known by name only, and the region gets a new key.
 
+A merge that finds no record of a snapshot and no proof of its deletion takes it
+for deleted, and stops reclaiming: bring the record back and merge again, or
+confirm with --accept-deleted.
+
 Nothing in the bucket is changed. What could not be brought back whole is listed,
 ends with exit code 7, and is a failed snapshot with the reason.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,14 +55,18 @@ ends with exit code 7, and is a failed snapshot with the reason.`,
 			if err != nil {
 				return err
 			}
+			if accept && !merge {
+				return snapferry.Errorf(snapferry.Invalid, "--accept-deleted is for a merge").WithHint("recover --merge --accept-deleted")
+			}
 			public, err := hex.DecodeString(trust)
 			if err != nil || trust != "" && len(public) != ed25519.PublicKeySize {
 				return snapferry.Errorf(snapferry.Invalid, "--trust is not %d bytes in hexadecimal", ed25519.PublicKeySize)
 			}
-			return a.recover(cmd.Context(), cfg, recovery.Config{Merge: merge, DryRun: dryRun, Trust: public})
+			return a.recover(cmd.Context(), cfg, recovery.Config{Merge: merge, AcceptDeleted: accept, DryRun: dryRun, Trust: public})
 		},
 	}
 	cmd.Flags().BoolVar(&merge, "merge", false, "over the metadata that is there, which is behind the bucket")
+	cmd.Flags().BoolVar(&accept, "accept-deleted", false, "with --merge: snapshots whose records are missing were deleted")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would come back")
 	cmd.Flags().StringVar(&trust, "trust", "", "public key of the region, in hexadecimal, when its key file or the dump is lost")
 	return cmd
@@ -99,11 +107,14 @@ func (a *app) recover(ctx context.Context, cfg serverConfig, rc recovery.Config)
 	if err := a.print(r, func(p *printer) { recoverText(p, r) }); err != nil {
 		return err
 	}
-	if !r.Complete {
-		return snapferry.Errorf(snapferry.Corrupt, "not all of region %s came back", r.Region).
-			WithHint("bring back what is missing in the bucket and recover again with --merge; or start the region and go on with what there is")
+	if r.Complete {
+		return nil
 	}
-	return nil
+	hint := "bring back what is missing in the bucket and recover again with --merge; or start the region and go on with what there is"
+	if len(r.Missing) > 0 {
+		hint += "; were the missing snapshots deleted, say so with --merge --accept-deleted"
+	}
+	return snapferry.Errorf(snapferry.Corrupt, "not all of region %s came back", r.Region).WithHint("%s", hint)
 }
 
 // readMarks reads the marks of a region's starts: whose the bucket is, the
@@ -189,6 +200,9 @@ func recoverText(p *printer, r *recovery.Report) {
 	}
 	for _, id := range r.Deleted {
 		p.line("deleted since: %s", id)
+	}
+	for _, id := range r.Missing {
+		p.line("missing, taken for deleted: %s", id)
 	}
 	p.line("not rebuilt:")
 	for _, s := range r.NotRebuilt {

@@ -322,6 +322,11 @@ func (s *regionServer) serve(outer context.Context) error {
 		})
 	}
 	err := g.Wait()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(outer), stopTimeout)
+	defer cancel()
+	if err := s.catalogue.Finish(stop); err != nil {
+		s.log.Warn("the last dump of the metadata could not be written", "err", err)
+	}
 	if outer.Err() != nil {
 		return nil // what the parts say then is that they were stopped
 	}

@@ -1,7 +1,7 @@
 // Package mutation tests the tests: a list of faults that would lose data or
 // space, each a small edit of the program, and the test that must fail with it.
 //
-// The list is in list_test.go. Each edit is checked to fit on every run of the
+// The lists are in list_test.go and the files beside it. Each edit is checked to fit on every run of the
 // tests; with
 //
 //	make mutations

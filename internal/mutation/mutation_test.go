@@ -14,7 +14,7 @@ import (
 
 var (
 	catch = flag.Bool("catch", false, "make each mutation and run the test that must fail with it")
-	only  = flag.String("mutation", "", "only those whose name matches this")
+	only  = flag.String("mutation", "", "only those whose package and name match this")
 )
 
 // A mutation is a fault: edits of the program and the test that must fail.
@@ -28,6 +28,16 @@ type mutation struct {
 
 // An edit replaces a text that stands in a file exactly once.
 type edit struct{ file, old, new string }
+
+// all returns the faults of all lists.
+func all() (ms []*mutation) {
+	for _, l := range [][]mutation{list, recoveryList, controlList} {
+		for i := range l {
+			ms = append(ms, &l[i])
+		}
+	}
+	return ms
+}
 
 // root is the folder of the module.
 func root(t *testing.T) string {
@@ -64,8 +74,7 @@ func (m *mutation) apply(t *testing.T) map[string][]byte {
 // list does not rot.
 func TestMutationsFit(t *testing.T) {
 	seen := map[string]bool{}
-	for i := range list {
-		m := &list[i]
+	for _, m := range all() {
 		if seen[m.name] || m.name == "" || m.pkg == "" || m.test == "" || len(m.edits) == 0 {
 			t.Errorf("mutation %q: a name stands twice, or something is missing", m.name)
 		}
@@ -80,14 +89,15 @@ func TestMutationsAreCaught(t *testing.T) {
 		t.Skip("run by hand: make mutations")
 	}
 	pattern := regexp.MustCompile(*only)
-	for i := range list {
-		m := &list[i]
-		if !pattern.MatchString(m.name) {
+	for _, m := range all() {
+		if !pattern.MatchString(m.pkg + ": " + m.name) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
 			out, err := m.run(t)
 			switch {
+			case err == nil && bytes.Contains(out, []byte("[no tests to run]")):
+				t.Errorf("there is no test %s in %s", m.test, m.pkg)
 			case err == nil:
 				t.Errorf("survived: %s -run %s passes with it", m.pkg, m.test)
 			case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")):

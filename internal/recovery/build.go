@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -77,7 +78,7 @@ func (r *run) emptied() Report {
 	x := *r.report
 	return Report{
 		Region: x.Region, Merge: x.Merge, DryRun: x.DryRun, Dump: x.Dump, NewKey: x.NewKey, Records: x.Records, Garbage: x.Garbage,
-		Deleted: []snapferry.SnapshotID{},
+		Deleted: []snapferry.SnapshotID{}, Missing: []snapferry.SnapshotID{},
 	}
 }
 
@@ -417,12 +418,9 @@ func (r *run) finish(tx *meta.Tx) error {
 		if err := r.endWork(tx); err != nil {
 			return err
 		}
-	} else if r.who.dump != nil {
-		for _, a := range r.who.dump.Audit {
-			if err := tx.AddAudit(meta.Audit{At: a.At, Account: a.Account, Action: a.Action, Subject: a.Subject, Detail: a.Detail}); err != nil {
-				return err
-			}
-		}
+	}
+	if err := r.putAudit(tx); err != nil {
+		return err
 	}
 	for _, a := range r.Starts {
 		have, err := tx.AuditOf(a.Subject)
@@ -454,18 +452,42 @@ func (r *run) finish(tx *meta.Tx) error {
 	return tx.StopReclaim(r.stopReason())
 }
 
+// putAudit adds what the dump has of the audit beyond the old metadata: also
+// later merges over that metadata need what it tells of deletions.
+func (r *run) putAudit(tx *meta.Tx) error {
+	if r.who.dump == nil || r.old != nil && !r.who.newer {
+		return nil
+	}
+	for _, a := range r.who.dump.Audit {
+		if r.old != nil && !a.At.After(r.old.audited) {
+			continue
+		}
+		if err := tx.AddAudit(meta.Audit{At: a.At, Account: a.Account, Action: a.Action, Subject: a.Subject, Detail: a.Detail}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // stopReason says why nothing may be reclaimed, "" when it may. A version whose
-// record cannot be read may need anything. And what a failed snapshot lacks may
-// be brought back, when nobody must take it for garbage.
+// record cannot be read may need anything. What a failed snapshot lacks, and the
+// record of one that is missing, may be brought back, when nobody must take for
+// garbage what belongs to it.
 func (r *run) stopReason() string {
+	var why []string
 	for id, v := range r.forest.unusable {
-		return fmt.Sprintf("%d versions have records that cannot be read, one is %s; bring them back, or remove them, and recover again",
-			len(r.forest.unusable), record.Name(id, v.highest))
+		why = append(why, fmt.Sprintf("%d versions have records that cannot be read, one is %s; bring them back, or remove them, and recover again",
+			len(r.forest.unusable), record.Name(id, v.highest)))
+		break
 	}
 	if r.report.Failed > 0 {
-		return fmt.Sprintf("%d snapshots failed when the metadata was rebuilt; bring back what is missing, or delete them, and recover again", r.report.Failed)
+		why = append(why, fmt.Sprintf("%d snapshots failed when the metadata was rebuilt; bring back what is missing, or delete them, and recover again", r.report.Failed))
 	}
-	return ""
+	if n := len(r.report.Missing); n > 0 {
+		why = append(why, fmt.Sprintf("%d snapshots are missing and taken for deleted, one is %s; if they were deleted, stop the region and run: "+
+			"snapferry recover --merge --accept-deleted; if not, bring their version records back first, and run it without --accept-deleted", n, r.report.Missing[0]))
+	}
+	return strings.Join(why, ". ")
 }
 
 // endWork ends the copies and jobs of the old metadata that were under way.

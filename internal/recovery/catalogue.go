@@ -72,6 +72,14 @@ func (c *Catalogue) Run(ctx context.Context) error {
 	}
 }
 
+// Finish writes a dump if the metadata has anything that the last one has not:
+// for the end of a process, after Run.
+func (c *Catalogue) Finish(ctx context.Context) error {
+	c.last = time.Time{} // nobody writes one soon
+	_, err := c.step(ctx, false)
+	return err
+}
+
 // readable reports whether the last dump is in the bucket and opens with the
 // key that the region has now.
 func (c *Catalogue) readable(ctx context.Context) bool {

@@ -62,6 +62,19 @@ func TestCatalogue(t *testing.T) {
 	if n := len(r.names(record.ChainPrefix())); n != 1 {
 		t.Errorf("%d objects of chains, want 1", n)
 	}
+	// A line of the audit alone has time, but not beyond the end of the process.
+	c := r.catalogue()
+	r.must(c.Write(r.ctx))
+	r.update(func(tx *meta.Tx) error { return tx.AddAudit(meta.Audit{At: time.Now(), Action: "x", Subject: "late"}) })
+	for range 2 {
+		r.must(c.Finish(r.ctx))
+	}
+	names = r.names(dump.Prefix())
+	n, err := dump.ParseName(names[len(names)-1])
+	if err != nil || n != last.Dump+2 {
+		t.Errorf("after the end: dump %d, want %d", n, last.Dump+2)
+	}
+	last.Dump = n
 	// With another key all is written again.
 	r.dumpKey, err = seal.NewDumpKey(make([]byte, seal.KeySize))
 	r.must(err)

@@ -155,8 +155,11 @@ func TestObjectLost(t *testing.T) {
 		if r.fsck().Clean {
 			t.Errorf("object of %s: fsck finds no damage", name)
 		}
-		// A failed snapshot is no base.
+		// Its chain is not proven, and a failed snapshot is no base.
 		r.view(func(tx *meta.Tx) error {
+			if c, err := tx.Chain(r.vol.Chain); err != nil || c.Proven {
+				t.Errorf("object of %s: the chain is proven, %v", name, err)
+			}
 			row, ok, err := vault.Parent(tx, r.vol.ID)
 			if ok && !slices.ContainsFunc(want, func(n string) bool { return r.snaps[n].version == row.ID }) {
 				t.Errorf("object of %s: the next import would build on a broken version", name)
@@ -235,7 +238,8 @@ func TestWrongSignatures(t *testing.T) {
 	r.must(err)
 	r.must(r.bucket.Put(r.ctx, record.Name(stray, 1), p))
 	rep := r.recover(nil)
-	if len(damages(rep)) != 2 || rep.Snapshots != 3 {
+	all := damages(rep)
+	if len(all) != 2 || rep.Snapshots != 3 || rep.Versions != 3 || !slices.ContainsFunc(all, func(f recovery.Finding) bool { return f.Object == record.Name(stray, 1) }) {
 		t.Errorf("report: %+v", rep)
 	}
 	r.wantSnapshots("base", "next", "last")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -12,16 +13,31 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/recovery"
 	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/internal/vault"
 	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/seal"
 )
 
-func merge(c *recovery.Config) { c.Merge = true }
+func merge(c *recovery.Config)  { c.Merge = true }
+func accept(c *recovery.Config) { c.Merge, c.AcceptDeleted = true, true }
+
+// wantStopped fails the test unless reclaiming is stopped, or is not.
+func (r *region) wantStopped(want bool) {
+	r.t.Helper()
+	r.view(func(tx *meta.Tx) error {
+		if why := vault.Stopped(tx); (why != nil) != want {
+			r.t.Errorf("reclaiming is stopped: %t, want %t: %v", why != nil, want, why)
+		}
+		return nil
+	})
+}
 
 // keep copies the metadata aside; back brings it back.
 func (r *region) keep() (back func()) {
@@ -148,6 +164,235 @@ func TestMergeKeepsDeletions(t *testing.T) {
 		return errors.Join(err, err2)
 	})
 	r.wantClean()
+}
+
+// loseRecords removes all records of a snapshot's version, and returns what
+// brings them back.
+func (r *region) loseRecords(name string) (bring func()) {
+	r.t.Helper()
+	lost := map[string][]byte{}
+	for _, n := range r.names(record.Prefix() + r.snaps[name].version.String() + "/") {
+		lost[n] = r.body(n)
+		r.replace(n, nil)
+	}
+	if len(lost) == 0 {
+		r.t.Fatalf("%s has no records", name)
+	}
+	return func() {
+		for n, p := range lost {
+			r.replace(n, p)
+		}
+	}
+}
+
+// A snapshot whose record the store has lost looks like one that was deleted:
+// nothing is reclaimed until the record is back or somebody confirms.
+func TestMergeMissing(t *testing.T) {
+	r := newRegion(t)
+	d := disk(map[uint64]int{0: 1, 1: 2})
+	r.take("base", "", d)
+	r.take("leaf", "base", changed(d, map[uint64]int{1: 12, 2: 13}))
+	r.take("lone", "", disk(map[uint64]int{5: 51}))
+	r.dump()
+	leaf, lone := r.snaps["leaf"], r.snaps["lone"]
+	bringLeaf, bringLone := r.loseRecords("leaf"), r.loseRecords("lone")
+	delete(r.snaps, "leaf")
+	delete(r.snaps, "lone")
+	want := []snapferry.SnapshotID{leaf.id, lone.id}
+	slices.Sort(want)
+	for range 2 { // the second merge knows no more than the first
+		rep := r.recover(merge)
+		if rep.Complete || !slices.Equal(rep.Missing, want) || len(rep.Deleted) > 0 || len(damages(rep)) != 2 {
+			t.Errorf("report: missing %v, deleted %v, %+v, want missing %v", rep.Missing, rep.Deleted, rep.Findings, want)
+		}
+		r.wantStopped(true)
+		r.wantSnapshots("base")
+		before := r.names("")
+		_, err := r.vault.Sweep(r.ctx, nil)
+		_, err2 := r.vault.Reclaim(r.ctx, time.Now().Add(time.Hour), nil)
+		if !snapferry.IsKind(err, snapferry.Conflict) || !snapferry.IsKind(err2, snapferry.Conflict) || !slices.Equal(r.names(""), before) {
+			t.Errorf("sweep: %v, reclaim: %v, want Conflict and all objects kept", err, err2)
+		}
+	}
+	// One record turns up.
+	bringLeaf()
+	r.snaps["leaf"] = leaf
+	rep := r.recover(merge)
+	if rep.Complete || !slices.Equal(rep.Missing, []snapferry.SnapshotID{lone.id}) || rep.Snapshots != 2 {
+		t.Errorf("report: %+v", rep)
+	}
+	r.wantStopped(true)
+	r.wantSnapshots("base", "leaf")
+	// The other was deleted, says the operator. So it stays, whatever turns up.
+	for range 2 {
+		wantComplete(t, r.recover(accept))
+		r.wantStopped(false)
+	}
+	bringLone()
+	rep = r.recover(merge)
+	wantComplete(t, rep)
+	if rep.Snapshots != 2 || len(rep.Missing)+len(rep.Deleted) > 0 {
+		t.Errorf("report: %+v", rep)
+	}
+	r.wantStopped(false)
+	r.settle()
+	_, err := r.vault.Sweep(r.ctx, nil)
+	r.must(err)
+	r.wantSnapshots("base", "leaf")
+	r.wantClean()
+	if _, err := recovery.Run(r.ctx, func() recovery.Config { c := r.config(); c.AcceptDeleted = true; return c }()); !snapferry.IsKind(err, snapferry.Invalid) {
+		t.Errorf("accepted without a merge: got %v, want Invalid", err)
+	}
+}
+
+// What proves that a snapshot was deleted, and what does not.
+func TestMergeProofs(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		change func(r *region) // after the metadata that is merged
+		proven bool
+	}{
+		{"a line of the audit in the last dump", func(r *region) { r.delete("tip"); r.settle(); r.dump() }, true},
+		{"a line of the audit in an earlier dump", func(r *region) {
+			r.delete("tip")
+			r.settle()
+			r.dump()
+			r.dump()
+			names := r.names(dump.Prefix())
+			p := r.body(names[len(names)-1])
+			r.replace(names[len(names)-1], p[:len(p)-1])
+		}, true},
+		{"a dump of another key", func(r *region) {
+			r.delete("tip")
+			r.settle()
+			own := r.dumpKey
+			r.dumpKey, _ = seal.NewDumpKey(make([]byte, seal.KeySize))
+			r.dump()
+			r.dumpKey = own
+		}, false},
+		{"no dump since", func(r *region) { r.delete("tip"); r.settle() }, false},
+		{"spliced out, and the version below says so", func(r *region) { r.delete("mid"); r.settle() }, true},
+		{"two spliced out", func(r *region) { r.delete("mid"); r.delete("mid2"); r.settle() }, true},
+		{"a ghost that is there", func(r *region) {
+			r.take("fork", "mid", changed(r.snaps["mid"].disk, map[uint64]int{9: 91}))
+			r.delete("mid")
+			r.settle()
+		}, true},
+		{"a forward that is there", func(r *region) {
+			r.write(record.Name(r.snaps["mid"].version, 1), func(x *record.Record) {
+				x.State, x.Holds, x.Forward = record.Forwarded, nil, r.snaps["base"].version
+			})
+			delete(r.snaps, "mid")
+		}, true},
+		{"the version below names no parent", func(r *region) { r.delete("base"); r.settle() }, false},
+		{"the version below was not written since", func(r *region) { r.loseRecords("mid"); delete(r.snaps, "mid") }, false},
+		{"an audit that does not tell of a pin", func(r *region) {
+			r.loseRecords("pinned")
+			r.update(func(tx *meta.Tx) error {
+				return tx.AddAudit(meta.Audit{At: time.Now(), Account: r.account, Action: "DeleteSnapshot", Subject: string(r.snaps["pinned"].id)})
+			})
+			r.dump()
+			delete(r.snaps, "pinned")
+		}, false},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			r := newRegion(t)
+			d := disk(map[uint64]int{0: 1, 1: 2, 300: 3})
+			for i, name := range []string{"base", "mid", "mid2", "tip"} {
+				r.take(name, map[string]string{"mid": "base", "mid2": "mid", "tip": "mid2"}[name], changed(d, map[uint64]int{1: 10 + i}))
+			}
+			r.take("pinned", "", disk(map[uint64]int{7: 71}))
+			r.pin("pinned", 1)
+			r.dump()
+			had := maps.Clone(r.snaps)
+			back := r.keep()
+			x.change(r)
+			back()
+			rep := r.recover(merge)
+			var gone []snapferry.SnapshotID
+			for name, s := range had {
+				if r.snaps[name] == nil {
+					gone = append(gone, s.id)
+				}
+			}
+			slices.Sort(gone)
+			proven, missing := gone, []snapferry.SnapshotID{}
+			if !x.proven {
+				proven, missing = missing, proven
+			}
+			if !slices.Equal(rep.Deleted, proven) || !slices.Equal(rep.Missing, missing) {
+				t.Errorf("deleted %v, missing %v, want %v and %v", rep.Deleted, rep.Missing, proven, missing)
+			}
+			r.wantStopped(!x.proven)
+			r.wantSnapshots(r.all()...)
+			if !x.proven {
+				rep = r.recover(accept)
+				if len(rep.Missing) > 0 {
+					t.Errorf("missing after that was accepted: %v", rep.Missing)
+				}
+				r.wantStopped(false)
+			}
+			for range 3 { // dumps of before are gone
+				r.dump()
+			}
+			// The old metadata once more: what was accepted is proven now, where
+			// nothing but the snapshot kept the version.
+			back()
+			if rep = r.recover(merge); len(rep.Missing) > 0 && x.name != "an audit that does not tell of a pin" {
+				t.Errorf("missing in the next merge over the same metadata: %v", rep.Missing)
+			}
+		})
+	}
+}
+
+// The newest record of a version is gone, older ones are there: what the
+// metadata knows of it is newer.
+func TestMergeNewestRecordLost(t *testing.T) {
+	r := newRegion(t)
+	r.take("a", "", disk(map[uint64]int{0: 1}))
+	r.dump()
+	p := r.pin("a", 2)
+	row := r.row("a")
+	if row.Revision != 2 {
+		t.Fatalf("revision %d, want 2", row.Revision)
+	}
+	r.replace(record.Name(row.ID, 2), nil)
+	wantComplete(t, r.recover(merge))
+	r.view(func(tx *meta.Tx) error {
+		pins, err := tx.PinsOf(r.snaps["a"].id)
+		if len(pins) != 1 || pins[0] != p {
+			t.Errorf("pins: %v, want %v", pins, p)
+		}
+		return err
+	})
+	r.settle()
+	r.wantSnapshots("a")
+	r.wantClean()
+}
+
+// A record that is damaged is not healed from metadata of before it: what was
+// deleted by it would be back.
+func TestMergeDoesNotHealFromThePast(t *testing.T) {
+	r := newRegion(t)
+	r.take("a", "", disk(map[uint64]int{0: 1}))
+	r.take("b", "a", disk(map[uint64]int{0: 1, 1: 2}))
+	r.take("c", "a", disk(map[uint64]int{0: 1, 1: 3})) // keeps a as a ghost
+	r.dump()
+	back := r.keep()
+	a := r.snaps["a"]
+	r.delete("a")
+	r.settle()
+	for _, name := range r.names(record.Prefix() + a.version.String() + "/") {
+		p := r.body(name)
+		r.replace(name, p[:len(p)-1])
+	}
+	back()
+	rep := r.recover(merge)
+	if rep.Complete || rep.Failed != 1 || rep.Snapshots != 2 {
+		t.Errorf("report: %+v", rep)
+	}
+	r.wantStopped(true)
+	r.wantSnapshots("b", "c")
 }
 
 // What the metadata knows heals a record that is damaged.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"slices"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -15,6 +16,7 @@ type oldState struct {
 	region    meta.Region
 	catalogue meta.Catalogue
 	trusted   []ed25519.PublicKey
+	audited   time.Time // the last line of the audit
 	versions  map[snapferry.VersionID]meta.Version
 	holds     map[snapferry.VersionID][]meta.Hold
 	snapshots map[snapferry.SnapshotID]meta.Snapshot
@@ -42,6 +44,13 @@ func readOld(ctx context.Context, db *meta.DB) (*oldState, error) {
 		}
 		if s.trusted, err = tx.TrustedKeys(); err != nil {
 			return err
+		}
+		last, err := tx.LastAudit(1)
+		if err != nil {
+			return err
+		}
+		for _, a := range last {
+			s.audited = a.At
 		}
 		for _, read := range []func(*meta.Tx) error{s.readVersions, s.readSnapshots, s.readOwners} {
 			if err := read(tx); err != nil {
@@ -108,7 +117,7 @@ func (s *oldState) readOwners(tx *meta.Tx) error {
 }
 
 // heal takes a version from the old metadata whose record of that very state is
-// damaged: the metadata has all that a record has.
+// damaged, or missing above older ones: the metadata has all that a record has.
 func (s *oldState) heal(f *forest, fs *findings) {
 	for id, v := range f.unusable {
 		if old, ok := s.versions[id]; ok && !v.newer && s.take(v, old) {
@@ -118,7 +127,7 @@ func (s *oldState) heal(f *forest, fs *findings) {
 		}
 	}
 	for id, v := range f.versions {
-		if old, ok := s.versions[id]; ok && v.unsure && old.Revision > v.rec.Revision && s.take(v, old) {
+		if old, ok := s.versions[id]; ok && (v.unsure || old.Revision > v.highest) && old.Revision > v.rec.Revision && s.take(v, old) {
 			fs.note("", id, "taken from the old metadata; its record is written again")
 		}
 	}

@@ -50,8 +50,10 @@ type Config struct {
 	Key         dump.Sealer       // opens the dumps of the metadata; nil: there is no key
 	Trust       ed25519.PublicKey // of records, where neither dump nor metadata tell; nil: none
 	Merge       bool              // over the metadata at Path, which must be there
-	DryRun      bool              // only tell
-	Workers     int               // reads at a time; 0: 16
+	// AcceptDeleted takes for deleted what the merge cannot prove to be.
+	AcceptDeleted bool
+	DryRun        bool // only tell
+	Workers       int  // reads at a time; 0: 16
 	// Release has the pin of a copy that failed released at its source.
 	Release func(tx *meta.Tx, account snapferry.AccountID, id snapferry.CopyID) error
 	// Progress, if not nil, is told how much of a phase is done. It is called
@@ -90,6 +92,7 @@ type run struct {
 	chains   map[snapferry.ChainID]*chain
 	proven   map[snapferry.ChainID]bool
 	broken   map[snapferry.ChainID]bool
+	missing  map[snapferry.SnapshotID]bool // taken for deleted, without a proof
 
 	mu   sync.Mutex
 	done int64
@@ -111,9 +114,12 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Workers <= 0 {
 		cfg.Workers = readers
 	}
+	if cfg.AcceptDeleted && !cfg.Merge {
+		return nil, snapferry.Errorf(snapferry.Invalid, "recover region %s: only a merge knows of snapshots that were deleted", cfg.Region)
+	}
 	r := &run{
 		Config: cfg, now: time.Now(), chains: map[snapferry.ChainID]*chain{}, proven: map[snapferry.ChainID]bool{}, broken: map[snapferry.ChainID]bool{},
-		report: &Report{Region: cfg.Region, Merge: cfg.Merge, DryRun: cfg.DryRun, Deleted: []snapferry.SnapshotID{}},
+		report: &Report{Region: cfg.Region, Merge: cfg.Merge, DryRun: cfg.DryRun, Deleted: []snapferry.SnapshotID{}, Missing: []snapferry.SnapshotID{}},
 	}
 	err := r.run(ctx)
 	if r.cache != nil {
@@ -137,7 +143,7 @@ func (r *run) run(ctx context.Context) (err error) {
 	}
 	r.inv = &inventory{cache: r.cache, findings: &r.findings, segments: map[segKey]*seg{}, footers: nil}
 	for _, step := range []func(context.Context) error{
-		r.list, r.identify, r.readRecords, r.readChains, r.readObjects, r.plan, r.walk, r.build, r.install,
+		r.list, r.identify, r.readRecords, r.readChains, r.readObjects, r.plan, r.findMissing, r.walk, r.build, r.install,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -292,7 +298,7 @@ func (r *run) keepHolds(v *version) {
 			return false
 		}
 		s, ok := r.old.snapshots[snapferry.SnapshotID(h.Owner)]
-		gone := ok && s.State == snapferry.SnapshotDeleting && s.Version.IsZero()
+		gone := ok && s.State == snapferry.SnapshotDeleting && s.Version.IsZero() && !marked(s)
 		if gone {
 			r.findings.note("", v.id, "snapshot %s was deleted, its record does not say so yet", s.ID)
 			v.stale = true

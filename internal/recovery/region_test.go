@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -239,7 +240,7 @@ func (r *region) delete(name string) {
 			return err
 		}
 		row.State, row.Deleted, row.Version = snapferry.SnapshotDeleting, time.Now(), snapferry.VersionID{}
-		return tx.UpdateSnapshot(row)
+		return errors.Join(tx.UpdateSnapshot(row), tx.AddAudit(meta.Audit{At: time.Now(), Account: r.account, Action: "DeleteSnapshot", Subject: string(s.id)}))
 	}))
 	delete(r.snaps, name)
 }

@@ -34,8 +34,11 @@ type Report struct {
 	Garbage   Garbage              `json:"garbage"`
 	Reads     Reads                `json:"reads"`
 	// Deleted are snapshots that the old metadata had and the bucket has not:
-	// they were deleted since.
-	Deleted    []snapferry.SnapshotID `json:"deleted"`
+	// they were deleted since, as something proves or the operator says.
+	Deleted []snapferry.SnapshotID `json:"deleted"`
+	// Missing are those of which nothing proves that: the record of their version
+	// may have been lost. They are taken for deleted, and nothing is reclaimed.
+	Missing    []snapferry.SnapshotID `json:"missing"`
 	Findings   []Finding              `json:"findings"`
 	NotRebuilt []string               `json:"not_rebuilt"` // in words
 }

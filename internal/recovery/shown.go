@@ -37,10 +37,15 @@ func (r *run) putSnapshots(tx *meta.Tx) error {
 		return nil
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.old.snapshots)) {
-		if seen[id] == nil {
-			if err := r.lapse(tx, r.old.snapshots[id]); err != nil {
-				return err
-			}
+		if seen[id] != nil {
+			continue
+		}
+		lapse := r.lapse
+		if r.missing[id] {
+			lapse = r.lapseMissing
+		}
+		if err := lapse(tx, r.old.snapshots[id]); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -78,8 +83,9 @@ func (r *run) putSnapshot(tx *meta.Tx, v *version, h record.Hold) error {
 		row.Reason, row.Hint = "corrupt: "+v.why, "bring back what is missing in the bucket and recover again; or delete the snapshot"
 		r.report.Failed++
 		r.findings.add(Finding{Severity: Damage, Version: v.id.String(), Problem: "snapshot " + string(row.ID) + " failed: " + v.why, Snapshots: []snapferry.SnapshotID{row.ID}})
-	case row.State == snapferry.SnapshotDeleting && !row.Version.IsZero() && r.pinned(v):
-		r.report.Snapshots++ // its deletion waits for the pins
+	case row.State == snapferry.SnapshotDeleting && row.Reason != reasonMissing && r.pinned(v):
+		row.Reason = "" // its deletion waits for the pins
+		r.report.Snapshots++
 	default:
 		row.State, row.Reason, row.Hint, row.Deleted = snapferry.SnapshotReady, "", "", time.Time{}
 		r.report.Snapshots++

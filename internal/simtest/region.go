@@ -38,7 +38,7 @@ type Options struct {
 	Lease  time.Duration // of jobs; 0 for the default
 	// Grace is the time before a condemned object is removed; 0 for none.
 	Grace time.Duration
-	// Workers is how many jobs run at a time; 0 for the default.
+	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
 
@@ -144,7 +144,7 @@ func (r *Region) start() {
 	r.Forget()
 	log := slog.New(slog.DiscardHandler)
 	jobs := job.New(r.DB, job.Config{
-		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Log: log,
+		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
 	})
 	r.Control = control.New(control.Config{
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,

@@ -1,0 +1,91 @@
+package mutation
+
+const (
+	control     = "internal/control"
+	ctlUpkeep   = control + "/upkeep.go"
+	ctlSnaps    = control + "/snapshots.go"
+	ctlHost     = control + "/host.go"
+	ctlCopyJob  = control + "/copyjob.go"
+	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn endCopy"
+	ctlAroundOf = "\t\treturn freeAround(tx, s.Version)\n"
+)
+
+// controlList is the faults of the control plane.
+var controlList = []mutation{
+	{
+		name: "an export does not hold what it reads", pkg: control, test: "TestDeleteDuringExport",
+		edits: []edit{{ctlSnaps, "if release, err = r.vault.Reading(ctx, version, freeAfter(version)); err != nil {", "if release = func() {}; err != nil {"}},
+	},
+	{
+		name: "a deletion does not look at pins", pkg: control, test: "TestDeleteWhilePinned",
+		edits: []edit{
+			{ctlSnaps, "case len(pins) > 0:\n", "case len(pins) > 1<<20:\n"},
+			{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = false; pinned {"},
+		},
+	},
+	{
+		name: "the end of the last pin does not end the deletion that waits", pkg: control, test: "TestDeleteWhilePinned",
+		edits: []edit{{ctlHost, "\treturn h.finishDelete(ctx, p.Snapshot)\n", "\treturn nil\n"}},
+	},
+	{
+		name: "a release cut short leaves the deletion that waits", pkg: control, test: "TestReleaseCutShort",
+		edits: []edit{
+			{ctlHost, "if err := h.finishDelete(ctx, x.Snapshot); err != nil &&", "if err := error(nil); err != nil &&"},
+			{ctlUpkeep, "if err := r.finishDeletes(ctx); err != nil {", "if err := error(nil); err != nil {"},
+		},
+	},
+	{
+		name: "a pin that is there is made again", pkg: control, test: "TestPinAgainAfterRestart",
+		edits: []edit{{ctlHost, "if pinned = err == nil && have.Snapshot == s.ID; pinned {", "if pinned = err != nil && have.Snapshot == s.ID; pinned {"}},
+	},
+	{
+		name: "who pins is not asked for", pkg: control, test: "TestPinsAreTheirRegions",
+		edits: []edit{{ctlHost, "err == nil && p.Region != c.Region {", "err == nil && p.Region == \"\" {"}},
+	},
+	{
+		name: "the job of a deletion comes after its answer", pkg: control, test: "TestDeleteFreesAll",
+		edits: []edit{{ctlSnaps, ctlAroundOf, "\t\treturn nil\n"}},
+	},
+	{
+		name: "what became due by a deletion is left", pkg: control, test: "TestDelete",
+		edits: []edit{{ctlUpkeep, "n, err := enqueueFree(tx, chain, id)\n\t\tif err == nil && n == 0 {", "n, err := 0, error(nil)\n\t\tif err == nil && n != 0 {"}},
+	},
+	{
+		name: "a start does not take up deletions", pkg: control, test: "TestDeleteCutShort",
+		edits: []edit{
+			{ctlUpkeep, "\tif err == nil {\n\t\terr = r.enqueueAll(ctx)\n\t}\n\treturn err\n", "\treturn err\n"},
+			{ctlUpkeep, "\tif err := r.enqueueAll(ctx); err != nil {\n\t\treturn again(err)\n\t}\n", ""},
+		},
+	},
+	{
+		name: "a job of upkeep that has more to do ends", pkg: control, test: "TestDelete",
+		edits: []edit{{ctlUpkeep, "if err == nil && left {", "if false {"}},
+	},
+	{
+		name: "naive re-enqueue: a job that runs counts as one to come", pkg: control, test: "TestSweepComesAgain",
+		edits: []edit{{
+			ctlUpkeep, "if _, err := tx.QueuedJob(j.Kind, j.Subject); !snapferry.IsKind(err, snapferry.NotFound) {\n\t\treturn err\n\t}\n\tj.Lane",
+			"all, err := tx.UnsettledJobs()\n\tif err != nil {\n\t\treturn err\n\t}\n\tfor _, x := range all {\n\t\tif x.Kind == j.Kind && x.Subject == j.Subject {\n\t\t\treturn nil\n\t\t}\n\t}\n\tj.Lane",
+		}},
+	},
+	{
+		name: "a job of upkeep writes with a lost lease", pkg: control, test: "TestLostLease",
+		edits: []edit{{ctlUpkeep, "return r.vault.Visit(ctx, id, run.Check, &st)", "return r.vault.Visit(ctx, id, nil, &st)"}},
+	},
+	{
+		name: "objects go before their grace", pkg: control, test: "TestGrace",
+		edits: []edit{{ctlUpkeep, "time.Now().Add(-r.grace), run.Check)", "time.Now(), run.Check)"}, {ctlUpkeep, "RunAfter: first[0].Since.Add(r.grace)}", "RunAfter: first[0].Since}"}},
+	},
+	{
+		name: "copies of one lineage run beside each other", pkg: control, test: "TestQueueOfOneLineage",
+		edits: []edit{{ctlCopyJob, "if err != nil || !ok || first.ID != c.ID {", "if err != nil || !ok {"}},
+	},
+	{
+		name: "a copy that has ended keeps its pin", pkg: control, test: "TestCopyAndIncrement|TestCancelByDelete",
+		edits: []edit{{ctlCopyJob, "if err != nil || !c.State.Terminal() {\n\t\treturn err", "if err != nil || c.State.Terminal() {\n\t\treturn err"}},
+	},
+	{
+		name: "a failed change of holds is not repaired", pkg: control, test: "TestDeleteThatFails",
+		edits: []edit{{ctlSnaps, "if rerr := r.db.Update(context.WithoutCancel(ctx), freeAfter(version)); rerr != nil {", "if rerr := error(nil); rerr != nil {"}},
+	},
+}
