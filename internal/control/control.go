@@ -55,6 +55,7 @@ type Region struct {
 	started time.Time
 	grace   time.Duration
 	pace    *rate.Limiter // of compaction; nil: none
+	freeing freeing
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu

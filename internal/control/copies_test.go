@@ -137,7 +137,7 @@ func rest(t *testing.T, r *simtest.Region) {
 }
 
 func upkeepEnded(tx *meta.Tx) (bool, error) {
-	left, err := tx.Chores()
+	left, err := simtest.Chores(tx)
 	if err != nil || len(left) > 0 {
 		return false, err
 	}
