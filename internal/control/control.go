@@ -56,6 +56,7 @@ type Region struct {
 	grace   time.Duration
 	pace    *rate.Limiter // of compaction; nil: none
 	freeing freeing
+	answers answers
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu

@@ -128,6 +128,7 @@ func (r *Region) Wait(ctx context.Context, account snapferry.AccountID, id snapf
 // copy. The answer comes at once; what only this snapshot held is freed later,
 // and not before the last region that pinned it has released it.
 func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	defer r.answers.begin()()
 	var s meta.Snapshot
 	var pins []meta.Pin
 	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {

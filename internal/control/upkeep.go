@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -37,9 +38,13 @@ const (
 	// may be due.
 	enqueueBatch = 64
 	// freeBatch is how many versions a job of deletion visits in one go.
-	freeBatch = 256
+	freeBatch = 64
 	// freeTurn is how long a job frees before it lets other chains have a turn.
 	freeTurn = 10 * time.Second
+	// Freeing begins a part when no deletion was asked for during quietFor, or
+	// at the latest after quietLimit.
+	quietFor   = 30 * time.Millisecond
+	quietLimit = time.Second
 	// sweepEvery is the time between the sweeps of the bucket.
 	sweepEvery = 6 * time.Hour
 	// keepJobs is how long jobs of upkeep that are done are remembered.
@@ -248,6 +253,40 @@ func (f *freeing) end(chain snapferry.ChainID) bool {
 	return came
 }
 
+// answers lets upkeep wait while deletions are being answered: both write the
+// metadata, one after the other.
+type answers struct {
+	running atomic.Int64
+	last    atomic.Int64 // when one was answered last, in nanoseconds since 1970
+}
+
+// begin notes that a deletion is to be answered until end is called.
+func (a *answers) begin() (end func()) {
+	a.running.Add(1)
+	return func() {
+		a.last.Store(time.Now().UnixNano())
+		a.running.Add(-1)
+	}
+}
+
+// wait returns when it has been quiet for quietFor, but does not wait longer than
+// quietLimit.
+func (a *answers) wait(ctx context.Context) error {
+	tick := time.NewTicker(quietFor / 3)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < quietLimit; {
+		if a.running.Load() == 0 && time.Now().UnixNano()-a.last.Load() >= int64(quietFor) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // runFree is the job that does what deletion has left to do in a chain.
 func (r *Region) runFree(ctx context.Context, run *job.Run) error {
 	chain, err := snapferry.ParseChainID(run.Job.Subject)
@@ -326,6 +365,9 @@ func (r *Region) freeChain(ctx context.Context, run *job.Run, chain snapferry.Ch
 		for part := range slices.Chunk(todo, freeBatch) {
 			if time.Since(began) > freeTurn {
 				return true, err
+			}
+			if err := r.answers.wait(ctx); err != nil {
+				return false, err
 			}
 			verr := r.vault.VisitAll(ctx, part, run.Check, st)
 			if vault.Ends(verr) {
