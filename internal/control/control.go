@@ -55,6 +55,8 @@ type Region struct {
 	started time.Time
 	grace   time.Duration
 	pace    *rate.Limiter // of compaction; nil: none
+	freeing freeing
+	answers answers
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu

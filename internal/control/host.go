@@ -190,29 +190,7 @@ func (h Host) finishDelete(ctx context.Context, id snapferry.SnapshotID) error {
 	if err != nil || s.State != snapferry.SnapshotDeleting || s.Version.IsZero() || len(pins) > 0 {
 		return err
 	}
-	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id)}
-	pinned := false
-	err = h.vault.Release(ctx, hold, func(tx *meta.Tx) error {
-		pins, err := tx.PinsOf(id)
-		if err != nil {
-			return err
-		}
-		if pinned = len(pins) > 0; pinned {
-			return snapferry.Errorf(snapferry.Exists, "snapshot %s has a new pin", id)
-		}
-		if err := forget(tx, s.Account, id); err != nil {
-			return err
-		}
-		return freeAround(tx, s.Version)
-	})
-	if pinned {
-		return nil // the deletion takes effect with the end of that one
-	}
-	if snapferry.IsKind(err, snapferry.Conflict) {
-		if now, err2 := h.snapshotRow(ctx, id); err2 == nil && now.Version.IsZero() {
-			return nil // somebody else has done it just now
-		}
-	}
+	_, err = h.release(ctx, s) // one with a new pin takes effect with the end of that
 	return err
 }
 

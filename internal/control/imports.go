@@ -139,11 +139,8 @@ func localVolume(tx *meta.Tx, account snapferry.AccountID, name string) (meta.Vo
 }
 
 func nextSequence(tx *meta.Tx, volume snapferry.VolumeID) (int64, error) {
-	all, err := tx.VersionsOf(volume)
-	if err != nil || len(all) == 0 {
-		return 1, err
-	}
-	return all[0].Sequence + 1, nil
+	last, err := tx.LastSequence(volume)
+	return last + 1, err
 }
 
 // visibleParent names the snapshot of a version, when it has one.
@@ -253,7 +250,7 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 	if err != nil {
 		return err
 	}
-	if _, err := enqueueFree(tx, row.Chain, snapferry.VersionID{}); err != nil {
+	if err := enqueueFree(tx, row.Chain); err != nil {
 		return err
 	}
 	return r.enqueueCompact(tx, row.Chain)

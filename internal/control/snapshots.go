@@ -128,6 +128,7 @@ func (r *Region) Wait(ctx context.Context, account snapferry.AccountID, id snapf
 // copy. The answer comes at once; what only this snapshot held is freed later,
 // and not before the last region that pinned it has released it.
 func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	defer r.answers.begin()()
 	var s meta.Snapshot
 	var pins []meta.Pin
 	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
@@ -163,30 +164,40 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 		}
 		return Host{r}.finishDelete(ctx, id) // the last pin may have ended just before
 	}
-	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(id), Created: s.Created}
-	pinned := false
+	pinned, err := r.release(ctx, s)
+	if pinned {
+		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
+	}
+	return err
+}
+
+// release drops the hold of a snapshot that nobody has pinned and forgets the
+// snapshot; pinned is true when somebody pinned it meanwhile.
+func (r *Region) release(ctx context.Context, s meta.Snapshot) (pinned bool, err error) {
+	hold := meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID)}
 	err = r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
-		pins, err := tx.PinsOf(id)
+		pins, err := tx.PinsOf(s.ID)
 		if err != nil {
 			return err
 		}
 		if pinned = len(pins) > 0; pinned {
-			return snapferry.Errorf(snapferry.Exists, "snapshot %s was pinned meanwhile", id)
+			return snapferry.Errorf(snapferry.Exists, "snapshot %s was pinned meanwhile", s.ID)
 		}
-		if err := forget(tx, account, id); err != nil {
+		if err := forget(tx, s.Account, s.ID); err != nil {
 			return err
 		}
 		return freeAround(tx, s.Version)
 	})
 	if pinned {
-		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
+		_ = r.orRepair(ctx, s.Version, err) // the record says already that the hold is dropped
+		return true, nil
 	}
 	if snapferry.IsKind(err, snapferry.Conflict) {
-		if now, err2 := r.snapshotRow(ctx, id); err2 == nil && now.Version.IsZero() {
-			return nil // somebody else has deleted it just now
+		if now, err2 := r.snapshotRow(ctx, s.ID); err2 == nil && now.Version.IsZero() {
+			return false, nil // somebody else has deleted it just now
 		}
 	}
-	return r.orRepair(ctx, s.Version, err)
+	return false, r.orRepair(ctx, s.Version, err)
 }
 
 // orRepair returns err, with which a change of a version's holds failed, and has

@@ -684,6 +684,7 @@ func (x *stopTry) verify(slept bool) {
 	x.settle()
 	x.Update(sweepNow) // two that change one version at once leave a record
 	x.settle()
+	x.settle()
 	x.empty()
 	x.WantEmpty(x.t)
 	x.View(func(tx *meta.Tx) error {

@@ -203,7 +203,7 @@ func TestOneCompaction(t *testing.T) {
 		if chain, err = snapferry.ParseChainID(jobs[0].Subject); err != nil {
 			return false, err
 		}
-		left, err := tx.Chores()
+		left, err := tx.Chores(chain)
 		return len(left) == 0, err
 	})
 	if n := m.puts.Load(); n != 1 {

@@ -3,6 +3,9 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -12,16 +15,17 @@ import (
 )
 
 // Upkeep is what the region does for itself. Whatever leaves deletion something
-// to do with a version enqueues a job for it in the same transaction; that job
-// frees what it can, and enqueues what has become due by that: versions beside
-// it, the compaction of its chain, the removal of objects that nobody needs.
+// to do with a version enqueues a job for its chain in the same transaction; that
+// job frees what it can of the whole chain, what becomes due by that too, and
+// enqueues the compaction of the chain and the removal of objects that nobody
+// needs.
 // Each job can run twice, be interrupted anywhere and be lost with its process:
 // what is to be done stands in the metadata, and the next start, or the next
 // event of the chain, finds it there.
 
 // The kinds of jobs of upkeep.
 const (
-	jobFree    = "free"    // subject: a version
+	jobFree    = "free"    // subject: a chain
 	jobCompact = "compact" // subject: a chain
 	jobReclaim = "reclaim" // removes objects that were condemned a while ago
 	jobSweep   = "sweep"   // looks for what a crash left in the bucket
@@ -30,9 +34,17 @@ const (
 const (
 	// wholeRegion is the subject of jobs about all of it.
 	wholeRegion = "region"
-	// freeBatch is how many jobs one transaction enqueues: in bad times much
+	// enqueueBatch is how many jobs one transaction enqueues: in bad times much
 	// may be due.
+	enqueueBatch = 64
+	// freeBatch is how many versions a job of deletion visits in one go.
 	freeBatch = 64
+	// freeTurn is how long a job frees before it lets other chains have a turn.
+	freeTurn = 10 * time.Second
+	// Freeing begins a part when no deletion was asked for during quietFor, or
+	// at the latest after quietLimit.
+	quietFor   = 30 * time.Millisecond
+	quietLimit = time.Second
 	// sweepEvery is the time between the sweeps of the bucket.
 	sweepEvery = 6 * time.Hour
 	// keepJobs is how long jobs of upkeep that are done are remembered.
@@ -80,43 +92,53 @@ func (r *Region) upkeep() map[string]job.Handler {
 	}
 }
 
-// enqueueFree gives the versions of a chain (zero: of all chains) with which
-// deletion has something to do their jobs, but for one, which has one. It
-// returns how many, at most freeBatch.
-func enqueueFree(tx *meta.Tx, chain snapferry.ChainID, but snapferry.VersionID) (n int, err error) {
-	todo, err := tx.ChoresWithout(chain, jobFree, freeBatch)
+// enqueueFree gives a chain in which deletion has something to do its job.
+func enqueueFree(tx *meta.Tx, chain snapferry.ChainID) error {
+	some, err := tx.HasChores(chain)
+	if err != nil || !some {
+		return err
+	}
+	row, err := tx.Chain(chain)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	account := map[snapferry.ChainID]snapferry.AccountID{}
-	for _, c := range todo {
-		if c.Version == but {
-			continue
-		}
-		if _, ok := account[c.Chain]; !ok {
-			row, err := tx.Chain(c.Chain)
-			if err != nil {
-				return n, err
-			}
-			account[c.Chain] = row.Account
-		}
-		j := job.Job{Kind: jobFree, Account: account[c.Chain], Subject: c.Version.String(), Payload: c.Chain.String(), Lane: job.Upkeep}
-		if err := job.Enqueue(tx, j); err != nil {
-			return n, err
-		}
-		n++
+	// One that waits after a failure has something new to do.
+	queued, err := tx.HastenJob(jobFree, chain.String())
+	if err != nil || queued {
+		return err
 	}
-	return n, nil
+	return job.Enqueue(tx, job.Job{Kind: jobFree, Account: row.Account, Subject: chain.String(), Lane: job.Upkeep})
 }
 
 // freeAround enqueues what an event around a version left to do.
 func freeAround(tx *meta.Tx, version snapferry.VersionID) error {
 	row, err := tx.Version(version)
-	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		var g meta.Grave
+		g, err = tx.Grave(version)
+		row.Chain = g.Chain
+	}
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		_, err = enqueueFrees(tx, snapferry.ChainID{}) // nobody knows where it was
 		return err
 	}
-	_, err = enqueueFree(tx, row.Chain, snapferry.VersionID{}) // of all, when it is gone
-	return err
+	if err != nil {
+		return err
+	}
+	return enqueueFree(tx, row.Chain)
+}
+
+// enqueueFrees gives the chains from after on, at most enqueueBatch, in which
+// deletion has something to do their jobs, and returns the last one of them.
+func enqueueFrees(tx *meta.Tx, after snapferry.ChainID) (last snapferry.ChainID, err error) {
+	chains, err := tx.ChoreChains(after, enqueueBatch)
+	for _, c := range chains {
+		if err == nil {
+			err = enqueueFree(tx, c)
+			last = c
+		}
+	}
+	return last, err
 }
 
 // freeAfter is freeAround as vault operations want it.
@@ -192,27 +214,85 @@ func (r *Region) startUpkeep(ctx context.Context) error {
 }
 
 // enqueueAll gives what deletion has left to do in the whole region its jobs.
-// If that is very much, the last ones of those jobs enqueue the rest.
 func (r *Region) enqueueAll(ctx context.Context) error {
-	for n, all := freeBatch, 0; n == freeBatch && all < maxJobs; all += n {
+	var at, last snapferry.ChainID
+	for {
 		err := r.db.Update(ctx, func(tx *meta.Tx) (err error) {
-			n, err = enqueueFree(tx, snapferry.ChainID{}, snapferry.VersionID{})
+			last, err = enqueueFrees(tx, at)
 			return err
 		})
-		if err != nil {
+		if err != nil || last.IsZero() {
 			return err
+		}
+		at = last
+	}
+}
+
+// freeing knows which chains this process frees, and where another job came for
+// one meanwhile: who is at it does that one's work too.
+type freeing struct {
+	mu     sync.Mutex
+	chains map[snapferry.ChainID]bool // true: another job came
+}
+
+// begin reports whether nobody is at the chain.
+func (f *freeing) begin(chain snapferry.ChainID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, busy := f.chains[chain]
+	if f.chains == nil {
+		f.chains = map[snapferry.ChainID]bool{}
+	}
+	f.chains[chain] = busy
+	return !busy
+}
+
+// end leaves the chain and reports whether another job came meanwhile.
+func (f *freeing) end(chain snapferry.ChainID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	came := f.chains[chain]
+	delete(f.chains, chain)
+	return came
+}
+
+// answers lets upkeep wait while deletions are being answered: both write the
+// metadata, one after the other.
+type answers struct {
+	running atomic.Int64
+	last    atomic.Int64 // when one was answered last, in nanoseconds since 1970
+}
+
+// begin notes that a deletion is to be answered until end is called.
+func (a *answers) begin() (end func()) {
+	a.running.Add(1)
+	return func() {
+		a.last.Store(time.Now().UnixNano())
+		a.running.Add(-1)
+	}
+}
+
+// wait returns when it has been quiet for quietFor, but does not wait longer than
+// quietLimit.
+func (a *answers) wait(ctx context.Context) error {
+	tick := time.NewTicker(quietFor / 3)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < quietLimit; {
+		if a.running.Load() == 0 && time.Now().UnixNano()-a.last.Load() >= int64(quietFor) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	return nil
 }
 
-// runFree is the job that does what deletion has left to do with a version.
+// runFree is the job that does what deletion has left to do in a chain.
 func (r *Region) runFree(ctx context.Context, run *job.Run) error {
-	id, err := snapferry.ParseVersionID(run.Job.Subject)
-	if err != nil {
-		return err
-	}
-	chain, err := snapferry.ParseChainID(run.Job.Payload)
+	chain, err := snapferry.ParseChainID(run.Job.Subject)
 	if err != nil {
 		return err
 	}
@@ -224,52 +304,83 @@ func (r *Region) runFree(ctx context.Context, run *job.Run) error {
 	}
 	st.Slots.Store(before.Slots)
 	st.Bytes.Store(before.Bytes)
-	err = reporting(run, func() any { return freeProgress{st.Slots.Load(), st.Bytes.Load()} }, func() error {
-		return r.vault.Visit(ctx, id, run.Check, &st)
-	})
-	if err != nil {
+	for more := true; more && r.freeing.begin(chain); {
+		err = reporting(run, func() any { return freeProgress{st.Slots.Load(), st.Bytes.Load()} }, func() error {
+			return r.free(ctx, run, chain, &st)
+		})
+		more = r.freeing.end(chain) && ctx.Err() == nil
+	}
+	if err != nil || st.Bytes.Load() == 0 {
 		return again(err)
 	}
-	left := false
-	err = r.db.Update(ctx, func(tx *meta.Tx) error {
+	return again(r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
 			return err
 		}
-		if left, err = isChore(tx, id); err != nil {
-			return err
-		}
-		n, err := enqueueFree(tx, chain, id)
-		if err == nil && n == 0 {
-			_, err = enqueueFree(tx, snapferry.ChainID{}, id)
-		}
-		if err != nil {
-			return err
-		}
-		if err := r.makeRoom(tx, chain); err != nil || left || st.Bytes.Load() == 0 {
-			return err
-		}
 		return tx.AddUsage(meta.Usage{Account: run.Job.Account, Kind: "freed", Subject: run.Job.Subject, Bytes: st.Bytes.Load(), At: time.Now()})
-	})
-	if err == nil && left {
-		err = snapferry.Errorf(snapferry.Unavailable, "deletion has more to do with version %s, and has to wait for its neighbours", id)
-	}
-	return again(err)
+	}))
 }
 
-// isChore reports whether deletion has something left to do with a version.
-func isChore(tx *meta.Tx, id snapferry.VersionID) (bool, error) {
-	row, err := tx.Version(id)
+// free does what deletion has left to do in a chain, and enqueues what gives the
+// space back, also when it does not come to its end.
+func (r *Region) free(ctx context.Context, run *job.Run, chain snapferry.ChainID, st *vault.VisitStats) error {
+	more, err := r.freeChain(ctx, run, chain, st)
+	if ctx.Err() != nil {
+		return err
+	}
+	uerr := r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		if more && err == nil {
+			if err := enqueueFree(tx, chain); err != nil {
+				return err
+			}
+		}
+		return r.makeRoom(tx, chain)
+	})
 	if err == nil {
-		return row.Due || row.Stale, nil
+		err = uerr
 	}
-	if !snapferry.IsKind(err, snapferry.NotFound) {
-		return false, err
+	return err
+}
+
+// freeChain visits what is to be visited in a chain until nothing is. more is
+// true when it took its turn and has to let others have theirs.
+func (r *Region) freeChain(ctx context.Context, run *job.Run, chain snapferry.ChainID, st *vault.VisitStats) (more bool, err error) {
+	began := time.Now()
+	var before []snapferry.VersionID
+	for {
+		var todo []snapferry.VersionID
+		lerr := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+			todo, err = tx.Chores(chain)
+			return err
+		})
+		switch {
+		case lerr != nil:
+			return false, lerr
+		case len(todo) == 0 || err != nil && slices.Equal(todo, before):
+			return false, err
+		case slices.Equal(todo, before):
+			return false, snapferry.Errorf(snapferry.Unavailable, "deletion has more to do with version %s, and has to wait for its neighbours", todo[0])
+		}
+		before = todo
+		for part := range slices.Chunk(todo, freeBatch) {
+			if time.Since(began) > freeTurn {
+				return true, err
+			}
+			if err := r.answers.wait(ctx); err != nil {
+				return false, err
+			}
+			verr := r.vault.VisitAll(ctx, part, run.Check, st)
+			if vault.Ends(verr) {
+				return false, verr
+			}
+			if err == nil {
+				err = verr
+			}
+		}
 	}
-	g, err := tx.Grave(id)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		return false, nil
-	}
-	return !g.Kept, err
 }
 
 // reportEvery is how often a job of upkeep says how far it has come.

@@ -42,7 +42,11 @@ func (tx *Tx) RunnableJob(now time.Time, lane int) (id snapferry.JobID, err erro
 // NextRun returns when the first of the queued jobs that wait may run; the
 // zero time when none waits.
 func (tx *Tx) NextRun(now time.Time) (time.Time, error) {
-	return get(tx, jobNextRun, func(r scanner, t *time.Time) error { return r.Scan(timeColumn{t}) }, "job", "to wait for", millis(now))
+	t, err := get(tx, jobNextRun, func(r scanner, t *time.Time) error { return r.Scan(timeColumn{t}) }, "job", "to wait for", millis(now))
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return time.Time{}, nil
+	}
+	return t, err
 }
 
 // ClaimJob makes a queued job running, owned by owner, with the next token.

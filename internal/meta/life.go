@@ -41,17 +41,26 @@ func (tx *Tx) SetStale(id snapferry.VersionID, stale bool) error {
 	return tx.run(versionSetStale, []any{hexText(id), truth(stale)}, "mark version %s", id)
 }
 
-// Chore is a version with which deletion has something left to do.
-type Chore struct {
-	Version snapferry.VersionID
-	Chain   snapferry.ChainID
+// Chores returns the versions of a chain with which deletion has something left
+// to do: those that are due or stale, and those that are gone but for their
+// records, by id.
+func (tx *Tx) Chores(chain snapferry.ChainID) ([]snapferry.VersionID, error) {
+	return list(tx, versionChores, scanID, "versions", hexText(chain))
 }
 
-// Chores returns the versions that are due or stale, and those that are gone
-// but for their records, by id.
-func (tx *Tx) Chores() ([]Chore, error) {
-	return list(tx, versionChores, func(r scanner, c *Chore) error { return r.Scan(hexColumn{c.Version[:]}, hexColumn{c.Chain[:]}) }, "versions")
+// HasChores reports whether deletion has something left to do in a chain.
+func (tx *Tx) HasChores(chain snapferry.ChainID) (bool, error) {
+	some, err := list(tx, versionChore, scanID, "versions", hexText(chain))
+	return len(some) > 0, err
 }
+
+// ChoreChains returns at most limit (0: all) of the chains that have chores, in
+// order, from after on.
+func (tx *Tx) ChoreChains(after snapferry.ChainID, limit int) ([]snapferry.ChainID, error) {
+	return list(tx, choreChains, func(r scanner, id *snapferry.ChainID) error { return r.Scan(hexColumn{id[:]}) }, "chains", hexText(after), orAll(limit))
+}
+
+func scanID(r scanner, id *snapferry.VersionID) error { return r.Scan(hexColumn{id[:]}) }
 
 // Unsettled returns the complete versions of whose record a revision was
 // reserved and not committed, oldest first: a writer is under way, or failed.

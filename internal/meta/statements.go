@@ -35,7 +35,9 @@ const (
 	versionUpdate
 	versionDelete
 	versionChildren
-	versionsOfVolume
+	versionNewest
+	versionLast
+	versionOffspring
 	versionsInChain
 	versionsOpen
 	versionsByDigest
@@ -45,6 +47,8 @@ const (
 	versionSetLooked
 	versionSetStale
 	versionChores
+	versionChore
+	choreChains
 	versionsUnsettled
 	gravePut
 	graveGet
@@ -122,8 +126,8 @@ const (
 	auditOfSubject
 	volumeMove
 	chainList
-	choresWithout
 	jobQueued
+	jobHasten
 	jobsOfLane
 	jobsPrune
 	usageVersions
@@ -205,7 +209,9 @@ var statementText = [numStatements]string{
 		WHERE id = $1 AND edge = $2`,
 	versionDelete:    `DELETE FROM versions WHERE id = $1`,
 	versionChildren:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.parent = $1 ORDER BY v.created, v.id`,
-	versionsOfVolume: `SELECT ` + versionColumns + ` FROM versions v WHERE v.volume = $1 ORDER BY v.sequence DESC, v.id DESC`,
+	versionNewest:    `SELECT ` + versionColumns + ` FROM versions v WHERE v.volume = $1 AND v.state = 'sealed' ORDER BY v.sequence DESC, v.id DESC LIMIT 1`,
+	versionLast:      `SELECT COALESCE(MAX(sequence), 0) FROM versions WHERE volume = $1`,
+	versionOffspring: `SELECT COUNT(*), COUNT(CASE WHEN state = 'open' THEN 1 END) FROM versions WHERE parent = $1`,
 	versionsInChain:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.chain = $1 ORDER BY v.created, v.id`,
 	versionsOpen:     `SELECT ` + versionColumns + ` FROM versions v WHERE v.state = 'open' ORDER BY v.created, v.id`,
 	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE v.digest = $2 AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
@@ -215,8 +221,12 @@ var statementText = [numStatements]string{
 	versionSetDue:    `UPDATE versions SET due = $2 WHERE id = $1 AND due <> $2`,
 	versionSetLooked: `UPDATE versions SET looked = $2 WHERE id = $1`,
 	versionSetStale:  `UPDATE versions SET stale = $2 WHERE id = $1 AND stale <> $2`,
-	versionChores: `SELECT id, chain FROM versions WHERE due <> 0 UNION SELECT id, chain FROM versions WHERE stale <> 0
-		UNION SELECT version, chain FROM graves WHERE kept = 0 ORDER BY 1`,
+	versionChores: `SELECT id FROM versions WHERE due <> 0 AND chain = $1 UNION SELECT id FROM versions WHERE stale <> 0 AND chain = $1
+		UNION SELECT version FROM graves WHERE kept = 0 AND chain = $1 ORDER BY 1`,
+	versionChore: `SELECT id FROM versions WHERE due <> 0 AND chain = $1 UNION ALL SELECT id FROM versions WHERE stale <> 0 AND chain = $1
+		UNION ALL SELECT version FROM graves WHERE kept = 0 AND chain = $1 LIMIT 1`,
+	choreChains: `SELECT chain FROM versions WHERE due <> 0 AND chain > $1 UNION SELECT chain FROM versions WHERE stale <> 0 AND chain > $1
+		UNION SELECT chain FROM graves WHERE kept = 0 AND chain > $1 ORDER BY 1 LIMIT $2`,
 	versionsUnsettled: `SELECT ` + versionColumns + ` FROM versions v WHERE v.reserved > v.revision AND v.state <> 'open' ORDER BY v.created, v.id`,
 	gravePut:          `INSERT INTO graves (` + graveColumns + `) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (version) DO UPDATE SET revision = $3, child = $4, loose = $5, kept = $6`,
 	graveGet:          `SELECT ` + graveColumns + ` FROM graves WHERE version = $1`,
@@ -300,7 +310,7 @@ var statementText = [numStatements]string{
 	jobsOfSubject: `SELECT ` + jobColumns + ` FROM jobs WHERE subject = $1 ORDER BY created DESC, id DESC`,
 	jobsRunning:   `SELECT ` + jobColumns + ` FROM jobs WHERE state = 'running' ORDER BY created, id`,
 	jobRunnable:   `SELECT id FROM jobs WHERE state = 'queued' AND lane = $2 AND run_after <= $1 ORDER BY created, id LIMIT 1`,
-	jobNextRun:    `SELECT COALESCE(MIN(run_after), 0) FROM jobs WHERE state = 'queued' AND run_after > $1`,
+	jobNextRun:    `SELECT run_after FROM jobs WHERE state = 'queued' AND run_after > $1 ORDER BY run_after LIMIT 1`,
 	jobClaim: `UPDATE jobs SET state = 'running', owner = $2, token = token + 1, beat = beat + 1
 		WHERE id = $1 AND state = 'queued' RETURNING ` + jobColumns,
 	jobBeat: `UPDATE jobs SET beat = beat + 1, progress = CASE WHEN $3 = '' THEN progress ELSE $3 END
@@ -323,12 +333,8 @@ var statementText = [numStatements]string{
 
 	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)`,
 	chainList:  `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
-	choresWithout: `SELECT c.id, c.chain FROM (
-			SELECT id, chain FROM versions WHERE due <> 0 AND ($1 = '' OR chain = $1)
-			UNION ALL SELECT id, chain FROM versions WHERE stale <> 0 AND due = 0 AND ($1 = '' OR chain = $1)
-			UNION ALL SELECT version, chain FROM graves WHERE kept = 0 AND ($1 = '' OR chain = $1)) c
-		WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.subject = c.id AND j.kind = $2 AND j.state = 'queued') LIMIT $3`,
 	jobQueued:  `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
+	jobHasten:  `UPDATE jobs SET run_after = 0 WHERE subject = $1 AND kind = $2 AND state = 'queued' RETURNING id`,
 	jobsOfLane: `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
 	jobsPrune:  `DELETE FROM jobs WHERE (state = 'done' OR state = 'cancelled') AND lane = $1 AND finished < $2`,
 

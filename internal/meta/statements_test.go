@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -36,4 +37,67 @@ func TestStatements(t *testing.T) {
 			t.Errorf("reads and writes: %s", text)
 		}
 	}
+}
+
+// TestPlans wants the queries that mass deletion asks again and again to be
+// answered by an index, whatever else is in the tables.
+func TestPlans(t *testing.T) {
+	db, err := Open(t.Context(), Config{Path: t.TempDir() + "/meta.db"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for s, want := range map[statement][]string{
+		versionChores:    {"versions_due (chain=?)", "versions_stale (chain=?)", "graves_open (chain=?)"},
+		versionChore:     {"versions_due (chain=?)", "versions_stale (chain=?)", "graves_open (chain=?)"},
+		choreChains:      {"versions_due (chain>?)", "versions_stale (chain>?)", "graves_open (chain>?)"},
+		versionChildren:  {"versions_parent (parent=?)"},
+		versionOffspring: {"COVERING INDEX versions_parent (parent=?)"},
+		versionNewest:    {"versions_sealed (volume=?)"},
+		versionLast:      {"versions_volume (volume=?)"},
+		gravesOfChild:    {"graves_child (child=?)"},
+		jobQueued:        {"jobs_queued (subject=? AND kind=?)"},
+		jobHasten:        {"jobs_queued (subject=? AND kind=?)"},
+		jobNextRun:       {"COVERING INDEX jobs_waiting (state=? AND run_after>?)"},
+		jobRunnable:      {"jobs_state (state=? AND lane=?)"},
+	} {
+		plan := planOf(t, db, s)
+		for _, index := range want {
+			if !strings.Contains(plan, index) {
+				t.Errorf("the plan of %q does not use %s:\n%s", statementText[s], index, plan)
+			}
+		}
+		if strings.Contains(plan, "SCAN") || s != versionChildren && strings.Contains(plan, "FOR ORDER BY") && !strings.Contains(plan, "MERGE") && s != gravesOfChild {
+			t.Errorf("%q looks at more than it needs:\n%s", statementText[s], plan)
+		}
+	}
+}
+
+// planOf is how SQLite is going to answer a statement.
+func planOf(t *testing.T, db *DB, s statement) string {
+	t.Helper()
+	var args []any
+	for n := strings.Count(statementText[s], "$"); n > 0 && len(args) < 2; n-- {
+		if strings.Contains(statementText[s], fmt.Sprintf("$%d", len(args)+1)) {
+			args = append(args, 1)
+		}
+	}
+	rows, err := db.writer.Query("EXPLAIN QUERY PLAN "+s.sqliteText(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var plan strings.Builder
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			t.Fatal(err)
+		}
+		plan.WriteString(detail + "\n")
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return plan.String()
 }

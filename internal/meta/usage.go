@@ -7,14 +7,6 @@ import (
 	"github.com/snapferry/snapferry"
 )
 
-// ChoresWithout returns at most limit (0: all) of the versions of a chain (zero:
-// of all chains) with which deletion has something left to do and for which no
-// job of a kind is queued.
-func (tx *Tx) ChoresWithout(chain snapferry.ChainID, kind string, limit int) ([]Chore, error) {
-	scan := func(r scanner, c *Chore) error { return r.Scan(hexColumn{c.Version[:]}, hexColumn{c.Chain[:]}) }
-	return list(tx, choresWithout, scan, "versions", hexText(chain), kind, orAll(limit))
-}
-
 func orAll(limit int) int64 {
 	if limit == 0 {
 		return math.MaxInt64
@@ -26,6 +18,13 @@ func orAll(limit int) int64 {
 // NotFound when there is none.
 func (tx *Tx) QueuedJob(kind, subject string) (id snapferry.JobID, err error) {
 	return get(tx, jobQueued, func(r scanner, id *snapferry.JobID) error { return r.Scan(id) }, "queued job about", subject, subject, kind)
+}
+
+// HastenJob lets a queued job of a kind about a subject run at once; false when
+// there is none.
+func (tx *Tx) HastenJob(kind, subject string) (queued bool, err error) {
+	some, err := list(tx, jobHasten, func(r scanner, id *snapferry.JobID) error { return r.Scan(id) }, "queued jobs", subject, kind)
+	return len(some) > 0, err
 }
 
 // MoveVolume puts a lineage that has no versions into another chain; NotFound

@@ -1,6 +1,7 @@
 package meta_test
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -98,50 +99,77 @@ func fillSpace(tx *meta.Tx, chain meta.Chain, vol meta.Volume, k int64) error {
 	return nil
 }
 
-// TestChoresWithout: a version is named until a job for it is queued; one that
-// runs does not count.
-func TestChoresWithout(t *testing.T) {
+// TestChores names what deletion has left to do, by chain.
+func TestChores(t *testing.T) {
+	db, err := open(t, filepath.Join(t.TempDir(), "meta.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chains := []snapferry.ChainID{{1}, {2}, {3}}
+	graves := []snapferry.VersionID{{9}, {8}, {7}}
+	err = db.Update(t.Context(), func(tx *meta.Tx) error {
+		for i, g := range graves {
+			if err := tx.PutGrave(meta.Grave{Version: g, Chain: chains[i/2], Kept: false}); err != nil {
+				return err
+			}
+		}
+		return tx.PutGrave(meta.Grave{Version: snapferry.VersionID{6}, Chain: chains[2], Kept: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := func(fn func(tx *meta.Tx) error) {
+		t.Helper()
+		if err := db.View(t.Context(), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range [][]snapferry.VersionID{{{8}, {9}}, {{7}}, nil} {
+		view(func(tx *meta.Tx) error {
+			got, err := tx.Chores(chains[i])
+			some, err2 := tx.HasChores(chains[i])
+			if diff := cmp.Diff(want, got); diff != "" || some != (len(want) > 0) {
+				t.Errorf("chores of chain %d (-want +got), %v: %s", i, some, diff)
+			}
+			return errors.Join(err, err2)
+		})
+	}
+	for _, test := range []struct {
+		after snapferry.ChainID
+		limit int
+		want  []snapferry.ChainID
+	}{
+		{snapferry.ChainID{}, 0, chains[:2]},
+		{snapferry.ChainID{}, 1, chains[:1]},
+		{chains[0], 1, chains[1:2]},
+		{chains[1], 1, nil},
+	} {
+		view(func(tx *meta.Tx) error {
+			got, err := tx.ChoreChains(test.after, test.limit)
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("chains with chores after %s (-want +got): %s", test.after, diff)
+			}
+			return err
+		})
+	}
+}
+
+// TestPruneJobs forgets what was done long ago.
+func TestPruneJobs(t *testing.T) {
 	db, err := open(t, filepath.Join(t.TempDir(), "meta.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
 	job := meta.Job{ID: snapferry.NewJobID(), Kind: "free", State: snapferry.JobQueued, Lane: 1, Created: now}
-	chain, grave := snapferry.NewChainID(), snapferry.NewVersionID()
-	job.Subject = grave.String()
-	named := func(of snapferry.ChainID) (n int) {
-		t.Helper()
-		err := db.View(t.Context(), func(tx *meta.Tx) error {
-			todo, err := tx.ChoresWithout(of, "free", 10)
-			n = len(todo)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	do := func(fn func(tx *meta.Tx) error) {
 		t.Helper()
 		if err := db.Update(t.Context(), fn); err != nil {
 			t.Fatal(err)
 		}
 	}
-	do(func(tx *meta.Tx) error { return tx.PutGrave(meta.Grave{Version: grave, Chain: chain}) })
-	if n := named(chain); n != 1 {
-		t.Errorf("without a job: got %d, want 1", n)
-	}
-	if n := named(snapferry.NewChainID()); n != 0 {
-		t.Errorf("in another chain: got %d, want 0", n)
-	}
 	do(func(tx *meta.Tx) error { return tx.InsertJob(job) })
-	if n := named(snapferry.ChainID{}); n != 0 {
-		t.Errorf("with a job that is queued: got %d, want 0", n)
-	}
 	do(func(tx *meta.Tx) error { _, err := tx.ClaimJob(job.ID, "x/1"); return err })
-	if n := named(snapferry.ChainID{}); n != 1 {
-		t.Errorf("with a job that runs: got %d, want 1", n)
-	}
 	do(func(tx *meta.Tx) error {
 		done := job
 		done.Token, done.State, done.Finished = 1, snapferry.JobDone, now.Add(-time.Hour)

@@ -72,9 +72,23 @@ func (tx *Tx) Children(id snapferry.VersionID) ([]Version, error) {
 	return list(tx, versionChildren, scanVersion, "versions", hexText(id))
 }
 
-// VersionsOf returns the versions of a lineage, newest first.
-func (tx *Tx) VersionsOf(volume snapferry.VolumeID) ([]Version, error) {
-	return list(tx, versionsOfVolume, scanVersion, "versions", string(volume))
+// Offspring returns how many children a version has, and how many of them are
+// open.
+func (tx *Tx) Offspring(id snapferry.VersionID) (children, open int, err error) {
+	err = tx.each(versionOffspring, []any{hexText(id)}, func(r scanner) error { return r.Scan(&children, &open) })
+	return children, open, fail(err, "count the children of version %s", id)
+}
+
+// NewestSealed returns the newest sealed version of a lineage; NotFound when it
+// has none.
+func (tx *Tx) NewestSealed(volume snapferry.VolumeID) (Version, error) {
+	return get(tx, versionNewest, scanVersion, "sealed version of volume", volume, string(volume))
+}
+
+// LastSequence returns the sequence of the newest version of a lineage, of
+// whatever state; 0 when it has none.
+func (tx *Tx) LastSequence(volume snapferry.VolumeID) (n int64, err error) {
+	return get(tx, versionLast, func(r scanner, n *int64) error { return r.Scan(n) }, "last version of volume", volume, string(volume))
 }
 
 // VersionsIn returns the versions of a chain, oldest first.

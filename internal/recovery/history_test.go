@@ -8,7 +8,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
 )
 
@@ -33,13 +35,13 @@ func (r *region) step(rnd *rand.Rand, n int) {
 	case k < 8:
 		r.delete(names[rnd.IntN(len(names))])
 	case k < 9:
-		var todo []meta.Chore
+		var todo []snapferry.VersionID
 		r.view(func(tx *meta.Tx) (err error) {
-			todo, err = tx.Chores()
+			todo, err = simtest.Chores(tx)
 			return err
 		})
 		if len(todo) > 0 {
-			r.must(r.vault.Visit(r.ctx, todo[rnd.IntN(len(todo))].Version, nil, nil))
+			r.must(r.vault.Visit(r.ctx, todo[rnd.IntN(len(todo))], nil, nil))
 		}
 	default:
 		r.compact()

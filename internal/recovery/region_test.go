@@ -249,9 +249,9 @@ func (r *region) delete(name string) {
 func (r *region) settle() {
 	r.t.Helper()
 	for range 100 {
-		var todo []meta.Chore
+		var todo []snapferry.VersionID
 		r.view(func(tx *meta.Tx) (err error) {
-			todo, err = tx.Chores()
+			todo, err = simtest.Chores(tx)
 			return err
 		})
 		if len(todo) == 0 {
@@ -259,7 +259,7 @@ func (r *region) settle() {
 		}
 		failed := 0
 		for _, c := range todo {
-			err := r.vault.Visit(r.ctx, c.Version, nil, nil)
+			err := r.vault.Visit(r.ctx, c, nil, nil)
 			if snapferry.IsKind(err, snapferry.Unavailable) && failed < len(todo)-1 {
 				failed++ // it waits for what another one is to remove
 				continue

@@ -271,21 +271,49 @@ func (r *Region) deep(tb TB) {
 	}
 }
 
+// Chores are the versions of all chains with which deletion has something left
+// to do.
+func Chores(tx *meta.Tx) (all []snapferry.VersionID, err error) {
+	chains, err := tx.ChoreChains(snapferry.ChainID{}, 0)
+	for _, c := range chains {
+		if err == nil {
+			var some []snapferry.VersionID
+			some, err = tx.Chores(c)
+			all = append(all, some...)
+		}
+	}
+	return all, err
+}
+
 // Settle does what deletion has left to do, until nothing is.
 func (r *Region) Settle(ctx context.Context) error {
+	return r.settle(ctx, func(todo []snapferry.VersionID) error { return r.Vault.VisitAll(ctx, todo, nil, nil) })
+}
+
+// SettleSingly is Settle with a visit for each version.
+func (r *Region) SettleSingly(ctx context.Context) error {
+	return r.settle(ctx, func(todo []snapferry.VersionID) error {
+		for _, id := range todo {
+			if err := r.Vault.Visit(ctx, id, nil, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (r *Region) settle(ctx context.Context, visit func([]snapferry.VersionID) error) error {
 	for range 1000 {
-		var todo []meta.Chore
+		var todo []snapferry.VersionID
 		err := r.DB.View(ctx, func(tx *meta.Tx) (err error) {
-			todo, err = tx.Chores()
+			todo, err = Chores(tx)
 			return err
 		})
 		if err != nil || len(todo) == 0 {
 			return err
 		}
-		for _, c := range todo {
-			if err := r.Vault.Visit(ctx, c.Version, nil, nil); err != nil {
-				return err
-			}
+		if err := visit(todo); err != nil {
+			return err
 		}
 	}
 	return errors.New("deletion does not come to its end")

@@ -18,11 +18,11 @@ func Hold(id snapferry.VersionID) meta.Hold {
 func (r *Region) Attach(vol meta.Volume, parent snapferry.VersionID, size int64) (snapferry.VersionID, error) {
 	id := snapferry.NewVersionID()
 	return id, r.DB.Update(context.Background(), func(tx *meta.Tx) error {
-		all, err := tx.VersionsOf(vol.ID)
+		last, err := tx.LastSequence(vol.ID)
 		if err != nil {
 			return err
 		}
-		return vault.Attach(tx, meta.Version{ID: id, Chain: vol.Chain, Volume: vol.ID, Parent: parent, Size: size, Sequence: int64(len(all) + 1)})
+		return vault.Attach(tx, meta.Version{ID: id, Chain: vol.Chain, Volume: vol.ID, Parent: parent, Size: size, Sequence: last + 1})
 	})
 }
 

@@ -77,16 +77,11 @@ func Reattach(tx *meta.Tx, id, parent snapferry.VersionID) error {
 // Parent returns the newest version of a lineage that a new one can be
 // incremental on: sealed and held. ok is false when there is none.
 func Parent(tx *meta.Tx, volume snapferry.VolumeID) (row meta.Version, ok bool, err error) {
-	all, err := tx.VersionsOf(volume)
-	if err != nil {
-		return row, false, err
+	row, err = tx.NewestSealed(volume)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return meta.Version{}, false, nil
 	}
-	for _, row := range all {
-		if row.State == snapferry.VersionSealed {
-			return row, true, nil
-		}
-	}
-	return row, false, nil
+	return row, err == nil, err
 }
 
 // Abort ends an open version: its records, its objects and its rows go. It can

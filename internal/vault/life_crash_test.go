@@ -61,6 +61,9 @@ func (x *tree) dropAndSettle(names ...string) error {
 			return err
 		}
 	}
+	if len(names) == 1 {
+		return x.SettleSingly(context.Background())
+	}
 	return x.Settle(context.Background())
 }
 

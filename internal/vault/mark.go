@@ -16,13 +16,13 @@ import (
 
 // dissolve is what free is in a chain that is not proven.
 func (v *Vault) dissolve(ctx context.Context, f *family, fence Fence, st *VisitStats) error {
-	if len(f.children) <= 1 {
+	if f.n <= 1 {
 		return v.splice(ctx, f, deadList{}, fence, st) // to bury it marks
 	}
 	if err := v.markOrLeave(ctx, f.self.Chain, fence, st); err != nil {
 		return err
 	}
-	return v.settleVisit(ctx, f, fence, len(f.children))
+	return v.settleVisit(ctx, f, fence, f.n)
 }
 
 // markOrLeave marks a chain. In one of which something cannot be read nothing is
@@ -208,16 +208,15 @@ func (v *Vault) markUnreached(ctx context.Context, s *meta.Segment, reached *slo
 			dead.add(snapferry.Ref{Segment: s.ID, Slot: uint16(slot), Length: lengths[uint16(slot)]})
 		}
 	}
-	n, size := 0, int64(0)
+	var done freed
 	err = v.db.Update(ctx, func(tx *meta.Tx) (err error) {
 		if err := fence(tx); err != nil {
 			return err
 		}
-		n, size, err = dead.mark(tx)
+		done, err = dead.mark(tx)
 		return err
 	})
-	st.Slots.Add(int64(n))
-	st.Bytes.Add(size)
+	st.add(done)
 	v.forgetDead(dead)
 	return err
 }

@@ -2,6 +2,9 @@ package vault
 
 import (
 	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -19,10 +22,23 @@ type revision struct {
 	forwarded bool
 	forward   snapferry.VersionID
 	fence     Fence
+	// begin, if not nil, joins the transaction that reserves the number, on the
+	// same edge.
+	begin func(tx *meta.Tx) error
 	// commit is called in the transaction with row, its revision set; it must
 	// compare the edge, as UpdateVersion does. It may run twice.
 	commit func(tx *meta.Tx, row meta.Version) error
+
+	rec      *record.Record
+	reserved bool  // it has its number
+	err      error // why it was given up
 }
+
+// A leftOut is the error of a revision before which nothing of it was written in
+// the transaction: the others in it go on.
+type leftOut struct{ error }
+
+func (e leftOut) Unwrap() error { return e.error }
 
 func noFence(*meta.Tx) error { return nil }
 
@@ -35,26 +51,142 @@ func noFence(*meta.Tx) error { return nil }
 // as its caller gave up: the version is marked, so that the truth is written
 // above it.
 func (v *Vault) revise(ctx context.Context, r revision) error {
-	rec, err := v.record(ctx, r)
+	v.reviseAll(ctx, r.fence, []*revision{&r})
+	return r.err
+}
+
+// puts is how many records are written at a time.
+const puts = 8
+
+// reviseAll is revise for records of several versions, in the same two
+// transactions. What became of each is in its err; one whose version has changed
+// meanwhile does not keep the others.
+func (v *Vault) reviseAll(ctx context.Context, fence Fence, rs []*revision) {
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		region, err := tx.Region()
+		for _, r := range rs {
+			if err == nil {
+				r.rec, r.err = v.recordOf(tx, region.Incarnation, r)
+			}
+		}
+		return err
+	})
+	for _, r := range rs {
+		if err != nil {
+			r.err = err
+		}
+	}
+	v.reserve(ctx, fence, left(rs))
+	v.putRecords(ctx, left(rs))
+	v.commitAll(ctx, fence, left(rs))
+	var failed []snapferry.VersionID
+	for _, r := range rs {
+		if r.err != nil {
+			failed = append(failed, r.row.ID)
+		}
+	}
+	v.doubt(ctx, failed)
+}
+
+// left are the revisions that were not given up.
+func left(rs []*revision) (ok []*revision) {
+	for _, r := range rs {
+		if r.err == nil {
+			ok = append(ok, r)
+		}
+	}
+	return ok
+}
+
+// together runs fn for each revision in one transaction.
+func (v *Vault) together(ctx context.Context, rs []*revision, guard Fence, fn func(tx *meta.Tx, r *revision) error) {
+	if len(rs) == 0 {
+		return
+	}
+	errs := make([]error, len(rs))
+	err := v.db.Update(ctx, func(tx *meta.Tx) error {
+		clear(errs)
+		if err := guard(tx); err != nil {
+			return err
+		}
+		for i, r := range rs {
+			err := fn(tx, r)
+			var out leftOut
+			if errors.As(err, &out) {
+				errs[i] = out.error
+			} else if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for i, r := range rs {
+		if r.err = errs[i]; err != nil {
+			r.err = err
+		}
+	}
+}
+
+// reserve gives records their numbers.
+func (v *Vault) reserve(ctx context.Context, fence Fence, rs []*revision) {
+	guard := func(tx *meta.Tx) error {
+		if err := fence(tx); err != nil {
+			return err
+		}
+		return notBehind(tx)
+	}
+	v.together(ctx, rs, guard, func(tx *meta.Tx, r *revision) (err error) {
+		r.rec.Revision, err = tx.ReserveRevision(r.rec.Version, r.edge)
+		if snapferry.IsKind(err, snapferry.Conflict) || snapferry.IsKind(err, snapferry.NotFound) {
+			return leftOut{err}
+		}
+		if err != nil || r.begin == nil {
+			return err
+		}
+		return r.begin(tx)
+	})
+	for _, r := range left(rs) {
+		r.reserved = true
+	}
+}
+
+// putRecords writes records under the numbers they were given.
+func (v *Vault) putRecords(ctx context.Context, rs []*revision) {
+	var g errgroup.Group // one that cannot be written does not keep the others
+	g.SetLimit(puts)
+	for _, r := range rs {
+		g.Go(func() error {
+			r.err = v.putRecord(ctx, r.rec)
+			return nil
+		})
+	}
+	_ = g.Wait()
+}
+
+// putRecord writes a record. A number that is taken although it was never given
+// to anybody shows that the metadata is behind.
+func (v *Vault) putRecord(ctx context.Context, rec *record.Record) error {
+	p, err := rec.Encode(v.sign, nil)
 	if err != nil {
 		return err
 	}
-	row := r.row
-	if row.Revision, err = v.putRecord(ctx, rec, r); err == nil {
-		err = v.db.Update(ctx, func(tx *meta.Tx) error {
-			if err := r.fence(tx); err != nil {
-				return err
-			}
-			if err := r.commit(tx, row); err != nil {
-				return err
-			}
-			return recorded(tx, row)
-		})
-	}
-	if err != nil {
-		v.doubt(ctx, row.ID)
+	err = v.bucket.Put(ctx, record.Name(rec.Version, rec.Revision), p)
+	if snapferry.IsKind(err, snapferry.Exists) {
+		return v.foundBehind(ctx, noFence, "version %s has a record of revision %d, which nobody was allowed to write", rec.Version, rec.Revision)
 	}
 	return err
+}
+
+// commitAll makes what the records say true.
+func (v *Vault) commitAll(ctx context.Context, fence Fence, rs []*revision) {
+	v.together(ctx, rs, fence, func(tx *meta.Tx, r *revision) error {
+		row := r.row
+		row.Revision = r.rec.Revision
+		if err := r.commit(tx, row); err != nil {
+			return err
+		}
+		return recorded(tx, row)
+	})
 }
 
 // recorded notes that the newest record of a version is the truth, unless
@@ -71,53 +203,37 @@ func recorded(tx *meta.Tx, row meta.Version) error {
 	return tx.SetStale(row.ID, now.Reserved > row.Revision)
 }
 
-// doubt marks a version whose newest record may not be the truth. Should that
-// fail too, the next start finds it by its reserved revision.
-func (v *Vault) doubt(ctx context.Context, id snapferry.VersionID) {
+// doubt marks versions whose newest record may not be the truth. Should that
+// fail too, the next start finds them by their reserved revision.
+func (v *Vault) doubt(ctx context.Context, ids []snapferry.VersionID) {
+	if len(ids) == 0 {
+		return
+	}
 	err := v.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
-		row, err := tx.Version(id)
-		if err != nil || row.Reserved == row.Revision || row.State == snapferry.VersionOpen {
-			return err
+		for _, id := range ids {
+			row, err := tx.Version(id)
+			if snapferry.IsKind(err, snapferry.NotFound) || err == nil && (row.Reserved == row.Revision || row.State == snapferry.VersionOpen) {
+				continue
+			}
+			if err == nil {
+				err = tx.SetStale(id, true)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		return tx.SetStale(id, true)
+		return nil
 	})
-	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
-		v.log.WarnContext(ctx, "a version record that was not committed stays until the next start", "version", id, "err", err)
+	if err != nil {
+		v.log.WarnContext(ctx, "version records that were not committed stay until the next start", "versions", ids, "err", err)
 	}
 }
 
-// putRecord reserves a revision and writes the record under it. One that is taken
-// although it was never given to anybody shows that the metadata is behind.
-func (v *Vault) putRecord(ctx context.Context, rec *record.Record, r revision) (uint64, error) {
-	err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
-		if err := r.fence(tx); err != nil {
-			return err
-		}
-		if err := notBehind(tx); err != nil {
-			return err
-		}
-		rec.Revision, err = tx.ReserveRevision(rec.Version, r.edge)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	p, err := rec.Encode(v.sign, nil)
-	if err != nil {
-		return 0, err
-	}
-	err = v.bucket.Put(ctx, record.Name(rec.Version, rec.Revision), p)
-	if snapferry.IsKind(err, snapferry.Exists) {
-		return 0, v.foundBehind(ctx, noFence, "version %s has a record of revision %d, which nobody was allowed to write", rec.Version, rec.Revision)
-	}
-	return rec.Revision, err
-}
-
-// record is what a revision says.
-func (v *Vault) record(ctx context.Context, c revision) (*record.Record, error) {
+// recordOf is what a revision says.
+func (v *Vault) recordOf(tx *meta.Tx, incarnation uint64, c *revision) (*record.Record, error) {
 	row := c.row
 	r := &record.Record{
-		Version: row.ID, Chain: row.Chain, Parent: row.Parent, State: row.State, Region: v.region, Volume: row.Volume,
+		Version: row.ID, Chain: row.Chain, Parent: row.Parent, State: row.State, Region: v.region, Incarnation: incarnation, Volume: row.Volume,
 		Token: row.Token, Algorithm: row.Algorithm, Size: row.Size, Blocks: row.Blocks, Created: row.Created, Root: row.Root, Digest: row.Digest,
 	}
 	if r.State == snapferry.VersionBroken {
@@ -126,34 +242,26 @@ func (v *Vault) record(ctx context.Context, c revision) (*record.Record, error) 
 	if c.forwarded {
 		r.State, r.Forward = record.Forwarded, c.forward
 	}
-	err := v.db.View(ctx, func(tx *meta.Tx) error {
-		region, err := tx.Region()
+	chain, err := tx.Chain(row.Chain)
+	if err != nil {
+		return nil, err
+	}
+	r.Account = chain.Account
+	holds, err := tx.Holds(row.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range c.change.apply(holds) {
+		if h.Kind == HoldReader {
+			continue
+		}
+		rh, err := durableHold(tx, h)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		r.Incarnation = region.Incarnation
-		chain, err := tx.Chain(row.Chain)
-		if err != nil {
-			return err
-		}
-		r.Account = chain.Account
-		holds, err := tx.Holds(row.ID)
-		if err != nil {
-			return err
-		}
-		for _, h := range c.change.apply(holds) {
-			if h.Kind == HoldReader {
-				continue
-			}
-			rh, err := durableHold(tx, h)
-			if err != nil {
-				return err
-			}
-			r.Holds = append(r.Holds, rh)
-		}
-		return nil
-	})
-	return r, err
+		r.Holds = append(r.Holds, rh)
+	}
+	return r, nil
 }
 
 // durableHold is what a record says of a hold: enough to show it again.
@@ -200,9 +308,20 @@ func durablePin(tx *meta.Tx, h meta.Hold, rh *record.Hold) error {
 // rewrite writes the record of a complete version again, because the newest one
 // in the bucket is not what the metadata says.
 func (v *Vault) rewrite(ctx context.Context, row meta.Version, fence Fence) error {
-	return v.revise(ctx, revision{row: row, edge: row.Edge, fence: fence, commit: func(tx *meta.Tx, now meta.Version) error {
-		return tx.UpdateVersion(now, row.Edge)
-	}})
+	r := rewriting(row)
+	v.reviseAll(ctx, fence, []*revision{r})
+	return r.err
+}
+
+// rewriting is the revision that says again what a version is.
+func rewriting(row meta.Version) *revision {
+	return &revision{row: row, edge: row.Edge, commit: func(tx *meta.Tx, now meta.Version) error {
+		err := tx.UpdateVersion(now, row.Edge)
+		if snapferry.IsKind(err, snapferry.Conflict) || snapferry.IsKind(err, snapferry.NotFound) {
+			return leftOut{err}
+		}
+		return err
+	}}
 }
 
 // records lists the names of the records of a version, in order.

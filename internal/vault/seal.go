@@ -111,7 +111,7 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 				return err
 			}
 		}
-		if _, _, err := dead.mark(tx); err != nil {
+		if _, err := dead.mark(tx); err != nil {
 			return err
 		}
 		if err := tx.UpdateVersion(row, edge); err != nil {

@@ -179,6 +179,10 @@ func (o *overlay) family(g *ghostly) (f family, err error) {
 		if c := o.versions[id]; !seen[id] && !c.gone && c.row.Parent == g.row.ID {
 			f.children = append(f.children, c.row)
 			seen[id] = true
+			f.n++
+			if c.row.State == snapferry.VersionOpen {
+				f.open++
+			}
 		}
 	}
 	return f, nil
@@ -194,7 +198,7 @@ func (o *overlay) visit(id snapferry.VersionID) error {
 	if err != nil || f.waits() || f.crowded() {
 		return err
 	}
-	n := len(f.children)
+	n := f.n
 	o.frees = append(o.frees, freeing{f, n <= 1})
 	if n > 1 {
 		g.row.Looked = n

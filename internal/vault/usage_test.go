@@ -16,15 +16,13 @@ func (h *history) settleCounting() (slots, bytes int64) {
 	h.t.Helper()
 	var st vault.VisitStats
 	for {
-		var todo []meta.Chore
-		h.View(func(tx *meta.Tx) (err error) { todo, err = tx.Chores(); return err })
+		var todo []snapferry.VersionID
+		h.View(func(tx *meta.Tx) (err error) { todo, err = simtest.Chores(tx); return err })
 		if len(todo) == 0 {
 			return st.Slots.Load(), st.Bytes.Load()
 		}
-		for _, c := range todo {
-			if err := h.Vault.Visit(context.Background(), c.Version, nil, &st); err != nil {
-				h.fail("visit: %v", err)
-			}
+		if err := h.Vault.VisitAll(context.Background(), todo, nil, &st); err != nil {
+			h.fail("visit: %v", err)
 		}
 	}
 }

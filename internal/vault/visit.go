@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -39,6 +41,17 @@ const (
 type VisitStats struct {
 	Slots atomic.Int64
 	Bytes atomic.Int64
+}
+
+// freed is what a transaction marked that was not dead before.
+type freed struct {
+	slots int
+	bytes int64
+}
+
+func (st *VisitStats) add(f freed) {
+	st.Slots.Add(int64(f.slots))
+	st.Bytes.Add(f.bytes)
 }
 
 // errMoved says that the neighbours of a version are not those any more that a
@@ -77,10 +90,12 @@ func (v *Vault) Visit(ctx context.Context, id snapferry.VersionID, fence Fence, 
 
 // A family is a version and its neighbours in one state of the metadata.
 type family struct {
-	self     meta.Version
-	parent   meta.Version // zero: none
+	self    meta.Version
+	parent  meta.Version // zero: none
+	proven  bool         // deletion by difference is allowed in the chain
+	n, open int          // children, and of them open ones
+	// children are left out where their number says enough.
 	children []meta.Version
-	proven   bool // deletion by difference is allowed in the chain
 }
 
 // Stopped returns an error of Kind Conflict that says why nothing is reclaimed
@@ -93,8 +108,11 @@ func Stopped(tx *meta.Tx) error {
 	return snapferry.Errorf(snapferry.Conflict, "nothing is reclaimed: %s", why).WithHint("stop the region and run: snapferry recover --merge")
 }
 
+// loadFamily reads a version and, if it is a ghost that can be freed, its
+// neighbours.
 func loadFamily(tx *meta.Tx, id snapferry.VersionID) (f family, err error) {
-	if f.self, err = tx.Version(id); err != nil {
+	f, err = loadKin(tx, id)
+	if err != nil || f.self.State != snapferry.VersionGhost || f.waits() || f.crowded() {
 		return f, err
 	}
 	if !f.self.Parent.IsZero() {
@@ -110,22 +128,28 @@ func loadFamily(tx *meta.Tx, id snapferry.VersionID) (f family, err error) {
 	return f, err
 }
 
+// loadKin reads a version and, if it is a ghost, how many children it has.
+func loadKin(tx *meta.Tx, id snapferry.VersionID) (f family, err error) {
+	if f.self, err = tx.Version(id); err != nil || f.self.State != snapferry.VersionGhost {
+		return f, err
+	}
+	f.n, f.open, err = tx.Offspring(id)
+	return f, err
+}
+
 // waits reports whether a child is open: it may yet refer to all that its parent
 // has.
-func (f *family) waits() bool {
-	for i := range f.children {
-		if f.children[i].State == snapferry.VersionOpen {
-			return true
-		}
-	}
-	return false
-}
+func (f *family) waits() bool { return f.open > 0 }
 
 // crowded reports whether the ghost has so many children, nearly all of which
 // it had at the last look, that another look would not pay.
 func (f *family) crowded() bool {
-	n := len(f.children)
-	return n > crowd && f.self.Looked > 0 && n > f.self.Looked-f.self.Looked/8
+	return f.n > crowd && f.self.Looked > 0 && f.n > f.self.Looked-f.self.Looked/8
+}
+
+// ends reports whether a visit splices the version out.
+func (f *family) ends() bool {
+	return f.self.State == snapferry.VersionGhost && !f.waits() && f.n <= 1
 }
 
 func (v *Vault) visit(ctx context.Context, id snapferry.VersionID, fence Fence, st *VisitStats) error {
@@ -145,14 +169,14 @@ func (v *Vault) visit(ctx context.Context, id snapferry.VersionID, fence Fence, 
 	case err != nil:
 		return err
 	case gone:
-		return v.bury(ctx, id, fence, st)
+		return v.bury(ctx, []snapferry.VersionID{id}, fence, st)
 	case f.self.State == snapferry.VersionOpen:
 		return nil
-	case f.self.Stale:
+	case f.self.Stale && !f.ends(): // the last record of one that ends says all
 		if err := v.rewrite(ctx, f.self, fence); err != nil {
 			return moved(err)
 		}
-		if err := v.buryOf(ctx, id, fence, st); err != nil {
+		if err := v.buryOf(ctx, []snapferry.VersionID{id}, fence, st); err != nil {
 			return err
 		}
 		return errMoved // the edge has: go on with what there is now
@@ -161,7 +185,17 @@ func (v *Vault) visit(ctx context.Context, id snapferry.VersionID, fence Fence, 
 	case !f.proven:
 		return v.dissolve(ctx, &f, fence, st)
 	}
-	return v.free(ctx, &f, fence, st)
+	err = v.free(ctx, &f, fence, st)
+	if err != nil && !errors.Is(err, errMoved) && f.self.Stale {
+		// It stays for now, and so does what its record names.
+		if err := v.rewrite(ctx, f.self, fence); err != nil {
+			return moved(err)
+		}
+		if err := v.buryOf(ctx, []snapferry.VersionID{id}, fence, st); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // moved makes a Conflict of a compare one that starts the visit again. One that
@@ -227,8 +261,8 @@ func (v *Vault) free(ctx context.Context, f *family, fence Fence, st *VisitStats
 	if err != nil {
 		return v.unlessMoved(ctx, f, err)
 	}
-	if n := len(f.children); n > 1 {
-		return v.settleVisit(ctx, f, fence, n)
+	if f.n > 1 {
+		return v.settleVisit(ctx, f, fence, f.n)
 	}
 	return v.splice(ctx, f, nodes, fence, st)
 }
@@ -272,7 +306,7 @@ func (v *Vault) markDead(ctx context.Context, f *family, dead deadList, fence Fe
 	if dead.n == 0 {
 		return nil
 	}
-	n, size := 0, int64(0)
+	var done freed
 	err := v.db.Update(ctx, func(tx *meta.Tx) (err error) {
 		if err := fence(tx); err != nil {
 			return err
@@ -280,14 +314,13 @@ func (v *Vault) markDead(ctx context.Context, f *family, dead deadList, fence Fe
 		if _, err := sameEdge(tx, &f.self); err != nil {
 			return err
 		}
-		n, size, err = dead.mark(tx)
+		done, err = dead.mark(tx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	st.Slots.Add(int64(n))
-	st.Bytes.Add(size)
+	st.add(done)
 	v.forgetDead(dead)
 	return nil
 }
@@ -296,32 +329,67 @@ func (v *Vault) markDead(ctx context.Context, f *family, dead deadList, fence Fe
 // says where its children belong, so that a recovery from any later state finds
 // the way around it.
 func (v *Vault) splice(ctx context.Context, f *family, nodes deadList, fence Fence, st *VisitStats) error {
-	n, size := 0, int64(0)
-	err := v.revise(ctx, revision{
-		row: f.self, edge: f.self.Edge, fence: fence, forwarded: true, forward: f.self.Parent,
-		commit: func(tx *meta.Tx, row meta.Version) (err error) {
-			now, err := sameEdge(tx, &f.self)
-			if err != nil {
-				return err
-			}
-			if n, size, err = nodes.mark(tx); err != nil {
-				return err
-			}
-			return unlink(tx, f, now, row.Revision)
-		},
-	})
-	if err != nil {
-		return moved(err)
+	s := &splicing{f: f, nodes: nodes}
+	v.spliceAll(ctx, []*splicing{s}, fence, st)
+	if s.err != nil {
+		return moved(s.err)
 	}
-	st.Slots.Add(int64(n))
-	st.Bytes.Add(size)
-	v.forgetDead(nodes)
-	if len(f.children) == 0 {
-		return v.bury(ctx, f.self.ID, fence, st)
+	if f.n == 0 {
+		return v.bury(ctx, []snapferry.VersionID{f.self.ID}, fence, st)
 	}
 	// The child's record still names the ghost. Writing it again is the child's
 	// visit, which buries the ghost: try it now, else a later one does it.
-	return v.visitStale(ctx, f.children, fence, st)
+	return v.rewriteAll(ctx, []snapferry.VersionID{f.children[0].ID}, fence, st)
+}
+
+// A splicing is a ghost that is taken out of the tree, with what only it has.
+type splicing struct {
+	f             *family
+	blocks, nodes deadList
+	err           error
+}
+
+// spliceAll splices ghosts, none of which is another's neighbour, out in the same
+// transactions. The blocks are marked in the first, the nodes in the last.
+func (v *Vault) spliceAll(ctx context.Context, ss []*splicing, fence Fence, st *VisitStats) {
+	if len(ss) == 0 {
+		return
+	}
+	rs := make([]*revision, len(ss))
+	blocks, nodes := make([]freed, len(ss)), make([]freed, len(ss))
+	for i, s := range ss {
+		rs[i] = &revision{
+			row: s.f.self, edge: s.f.self.Edge, forwarded: true, forward: s.f.self.Parent,
+			begin: func(tx *meta.Tx) (err error) {
+				blocks[i], err = s.blocks.mark(tx)
+				return err
+			},
+			commit: func(tx *meta.Tx, row meta.Version) error {
+				now, err := sameEdge(tx, &s.f.self)
+				if errors.Is(err, errMoved) {
+					return leftOut{err}
+				}
+				if err != nil {
+					return err
+				}
+				if nodes[i], err = s.nodes.mark(tx); err != nil {
+					return err
+				}
+				return unlink(tx, s.f, now, row.Revision)
+			},
+		}
+	}
+	v.reviseAll(ctx, fence, rs)
+	for i, s := range ss {
+		if rs[i].reserved {
+			st.add(blocks[i])
+			v.forgetDead(s.blocks)
+		}
+		if s.err = rs[i].err; s.err == nil {
+			st.add(nodes[i])
+			v.forgetDead(s.nodes)
+		}
+	}
 }
 
 // unlink gives the children of a ghost its parent and forgets the ghost.
@@ -355,104 +423,160 @@ func unlink(tx *meta.Tx, f *family, now meta.Version, revision uint64) error {
 	return tx.PutGrave(grave)
 }
 
-// visitStale writes the records of versions again that are behind, and buries
-// the ghosts they named.
-func (v *Vault) visitStale(ctx context.Context, versions []meta.Version, fence Fence, st *VisitStats) error {
-	for i := range versions {
-		var row meta.Version
-		err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
-			row, err = tx.Version(versions[i].ID)
-			return err
-		})
-		if snapferry.IsKind(err, snapferry.NotFound) {
-			continue
+// rewriteAll writes the records of versions again that are behind, and buries
+// the ghosts they named. One that is to be spliced out itself is left to that:
+// its last record says all.
+func (v *Vault) rewriteAll(ctx context.Context, ids []snapferry.VersionID, fence Fence, st *VisitStats) error {
+	var rs []*revision
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		for _, id := range ids {
+			f, err := loadKin(tx, id)
+			if snapferry.IsKind(err, snapferry.NotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if f.self.Stale && f.self.State != snapferry.VersionOpen && !(f.self.Due && f.ends()) {
+				rs = append(rs, rewriting(f.self))
+			}
 		}
-		if err == nil && row.Stale {
-			err = v.rewrite(ctx, row, fence)
-		}
-		if snapferry.IsKind(err, snapferry.Conflict) {
-			return nil // somebody else is at it; it is stale until it is done
-		}
-		if err == nil {
-			err = v.buryOf(ctx, row.ID, fence, st)
-		}
-		if err != nil {
-			return err
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.reviseAll(ctx, fence, rs)
+	for _, r := range rs {
+		// Whoever changed it meanwhile is at it; it is stale until it is done.
+		if r.err != nil && !snapferry.IsKind(r.err, snapferry.Conflict) && !snapferry.IsKind(r.err, snapferry.NotFound) {
+			return r.err
 		}
 	}
-	return nil
+	return v.buryOf(ctx, ids, fence, st)
 }
 
-// buryOf buries the ghosts that a child's record named.
-func (v *Vault) buryOf(ctx context.Context, child snapferry.VersionID, fence Fence, st *VisitStats) error {
-	var graves []meta.Grave
-	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
-		graves, err = tx.GravesOf(child)
-		return err
-	})
-	for _, g := range graves {
-		if err == nil {
-			err = v.bury(ctx, g.Version, fence, st)
+// buryOf buries the ghosts that the records of versions named.
+func (v *Vault) buryOf(ctx context.Context, children []snapferry.VersionID, fence Fence, st *VisitStats) error {
+	var ids []snapferry.VersionID
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		for _, id := range children {
+			graves, err := tx.GravesOf(id)
+			if err != nil {
+				return err
+			}
+			for _, g := range graves {
+				ids = append(ids, g.Version)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return err
+	return v.bury(ctx, ids, fence, st)
 }
 
-// bury removes the records of a version that is gone, when no other record
-// leads to it any more. The last one, which forwards, goes last. In a chain that
-// is not proven what the version had alone is looked for first: until that is
-// marked the grave stays to be visited.
-func (v *Vault) bury(ctx context.Context, id snapferry.VersionID, fence Fence, st *VisitStats) error {
-	var g meta.Grave
-	var chain meta.Chain
-	named := false
-	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
-		if g, err = tx.Grave(id); err != nil {
-			return err
-		}
-		if chain, err = tx.Chain(g.Chain); err != nil || g.Child.IsZero() {
-			return err
-		}
-		child, err := tx.Version(g.Child)
-		named = err == nil && child.Stale
-		if snapferry.IsKind(err, snapferry.NotFound) {
-			return nil // spliced out itself, with a record that names its new parent
-		}
-		return err
-	})
-	if snapferry.IsKind(err, snapferry.NotFound) || err == nil && (g.Kept || named) {
+// bury removes the records of versions that are gone, of those to which no other
+// record leads any more. In a chain that is not proven what they had alone is
+// looked for first: until that is marked their graves stay to be visited.
+func (v *Vault) bury(ctx context.Context, ids []snapferry.VersionID, fence Fence, st *VisitStats) error {
+	if len(ids) == 0 {
 		return nil
 	}
-	if err != nil {
+	graves := map[snapferry.VersionID]meta.Grave{}
+	unproven := map[snapferry.ChainID]bool{}
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		for _, id := range ids {
+			g, err := tx.Grave(id)
+			if snapferry.IsKind(err, snapferry.NotFound) || err == nil && g.Kept {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			chain, err := tx.Chain(g.Chain)
+			if err != nil {
+				return err
+			}
+			named, err := isNamed(tx, g)
+			if err != nil {
+				return err
+			}
+			if named {
+				continue
+			}
+			graves[id] = g
+			if !chain.Proven {
+				unproven[g.Chain] = true
+			}
+		}
+		return nil
+	})
+	if err != nil || len(graves) == 0 {
 		return err
 	}
-	if !chain.Proven {
-		if err := v.markOrLeave(ctx, g.Chain, fence, st); err != nil {
+	for chain := range unproven {
+		if err := v.markOrLeave(ctx, chain, fence, st); err != nil {
 			return err
 		}
 	}
-	names, err := v.recordsUntil(ctx, id, g.Revision)
-	if err == nil {
-		err = v.db.View(ctx, fence) // marking may have taken long
-	}
-	if err != nil {
+	if err := v.db.View(ctx, fence); err != nil { // marking may have taken long
 		return err
 	}
-	for _, name := range names {
-		if err := v.bucket.Delete(ctx, name); err != nil {
-			return err
-		}
+	if err := v.removeRecords(ctx, graves); err != nil {
+		return err
 	}
 	return v.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := fence(tx); err != nil {
 			return err
 		}
-		if !g.Loose {
-			return tx.DeleteGrave(id)
+		for id, g := range graves {
+			var err error
+			if g.Loose {
+				g.Kept, g.Child = true, snapferry.VersionID{}
+				err = tx.PutGrave(g)
+			} else {
+				err = tx.DeleteGrave(id)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		g.Kept, g.Child = true, snapferry.VersionID{}
-		return tx.PutGrave(g)
+		return nil
 	})
+}
+
+// isNamed reports whether the record of its child still leads to a version that
+// is gone.
+func isNamed(tx *meta.Tx, g meta.Grave) (bool, error) {
+	if g.Child.IsZero() {
+		return false, nil
+	}
+	child, err := tx.Version(g.Child)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return false, nil // spliced out itself, with a record that names its new parent
+	}
+	return child.Stale, err
+}
+
+// removeRecords removes the records of versions that are gone, several versions
+// at a time. Of each the last one, which forwards, goes last.
+func (v *Vault) removeRecords(ctx context.Context, graves map[snapferry.VersionID]meta.Grave) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(deletes)
+	for id, grave := range graves {
+		g.Go(func() error {
+			names, err := v.recordsUntil(ctx, id, grave.Revision)
+			for _, name := range names {
+				if err == nil {
+					err = v.bucket.Delete(ctx, name)
+				}
+			}
+			return err
+		})
+	}
+	return g.Wait()
 }
 
 // A deadList is slots that nobody needs any more.
@@ -471,16 +595,16 @@ func (d *deadList) add(r snapferry.Ref) {
 
 // mark marks the slots and returns how many were not marked before, and their
 // stored bytes.
-func (d *deadList) mark(tx *meta.Tx) (n int, size int64, err error) {
+func (d *deadList) mark(tx *meta.Tx) (f freed, err error) {
 	now := time.Now()
 	for id, slots := range d.slots {
-		k, bytes, err := tx.MarkDead(id, slots, now)
+		n, bytes, err := tx.MarkDead(id, slots, now)
 		if err != nil {
-			return 0, 0, err
+			return freed{}, err
 		}
-		n, size = n+k, size+bytes
+		f.slots, f.bytes = f.slots+n, f.bytes+bytes
 	}
-	return n, size, nil
+	return f, nil
 }
 
 // forgetDead drops what the caches know of segments that lost frames: they may

@@ -257,8 +257,15 @@ func testVersions(t *testing.T, p Place) {
 		same(t, "version", got, a)
 		list, err2 := tx.Children(a.ID)
 		same(t, "children", list, []meta.Version{b, c})
-		list, err3 := tx.VersionsOf(w.Volume.ID)
-		same(t, "versions of the volume", list, []meta.Version{c, b, a})
+		children, open, err3 := tx.Offspring(a.ID)
+		same(t, "number of children, open", []int{children, open}, []int{2, 2})
+		newest, err9 := tx.NewestSealed(w.Volume.ID)
+		same(t, "newest sealed version of the volume", newest, a)
+		last, err10 := tx.LastSequence(w.Volume.ID)
+		none, err11 := tx.LastSequence("vol-none")
+		same(t, "last sequences", []int64{last, none}, []int64{c.Sequence, 0})
+		_, missing := tx.NewestSealed("vol-none")
+		wantKind(t, missing, snapferry.NotFound)
 		list, err4 := tx.VersionsIn(w.Chain.ID)
 		same(t, "versions in the chain", list, []meta.Version{a, b, c})
 		list, err5 := tx.OpenVersions()
@@ -269,9 +276,9 @@ func testVersions(t *testing.T, p Place) {
 		same(t, "versions of another account", list, []meta.Version{})
 		list, err8 := tx.AllVersions()
 		same(t, "all versions", list, []meta.Version{a, b, c})
-		_, err9 := tx.Version(snapferry.VersionID{1})
-		wantKind(t, err9, snapferry.NotFound)
-		return errors.Join(err, err2, err3, err4, err5, err6, err7, err8)
+		_, missing = tx.Version(snapferry.VersionID{1})
+		wantKind(t, missing, snapferry.NotFound)
+		return errors.Join(err, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11)
 	})
 	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.DeleteVersion(a.ID) }), snapferry.Conflict)
 	update(t, db, func(tx *meta.Tx) error {
@@ -432,21 +439,23 @@ func testChores(t *testing.T, p Place) {
 	db := p.open(t)
 	w := NewWorld(t, db)
 	a, b := w.addVersion(t, db, 1, snapferry.VersionID{}), w.addVersion(t, db, 2, snapferry.VersionID{})
-	chores := func() []meta.Chore { return read(t, db, (*meta.Tx).Chores) }
-	same(t, "nothing to do", chores(), []meta.Chore{})
+	chores := func() []snapferry.VersionID {
+		return read(t, db, func(tx *meta.Tx) ([]snapferry.VersionID, error) { return tx.Chores(w.Chain.ID) })
+	}
+	same(t, "nothing to do", chores(), []snapferry.VersionID{})
 	g := meta.Grave{Version: snapferry.NewVersionID(), Chain: w.Chain.ID, Revision: 4, Child: b.ID}
 	update(t, db, func(tx *meta.Tx) error {
 		return errors.Join(tx.SetDue(a.ID, true), tx.SetDue(a.ID, true), tx.SetStale(a.ID, true), tx.SetStale(b.ID, true), tx.PutGrave(g))
 	})
-	want := []meta.Chore{{Version: a.ID, Chain: w.Chain.ID}, {Version: b.ID, Chain: w.Chain.ID}, {Version: g.Version, Chain: w.Chain.ID}}
-	slices.SortFunc(want, func(x, y meta.Chore) int { return bytes.Compare(x.Version[:], y.Version[:]) })
+	want := []snapferry.VersionID{a.ID, b.ID, g.Version}
+	slices.SortFunc(want, func(x, y snapferry.VersionID) int { return bytes.Compare(x[:], y[:]) })
 	same(t, "to do, each once", chores(), want)
 	same(t, "graves of the child", read(t, db, func(tx *meta.Tx) ([]meta.Grave, error) { return tx.GravesOf(b.ID) }), []meta.Grave{g})
 	g.Loose, g.Kept, g.Child = true, true, snapferry.VersionID{}
 	update(t, db, func(tx *meta.Tx) error {
 		return errors.Join(tx.SetDue(a.ID, false), tx.SetStale(a.ID, false), tx.SetStale(b.ID, false), tx.PutGrave(g))
 	})
-	same(t, "nothing to do any more", chores(), []meta.Chore{})
+	same(t, "nothing to do any more", chores(), []snapferry.VersionID{})
 	same(t, "graves", read(t, db, (*meta.Tx).Graves), []meta.Grave{g})
 	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.DeleteGrave(g.Version), tx.DeleteGrave(g.Version)) })
 	same(t, "no graves", read(t, db, (*meta.Tx).Graves), []meta.Grave{})
