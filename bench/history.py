@@ -114,11 +114,7 @@ class Snapferry(compare.Snapferry):
         began = time.monotonic()
         self.ours("snapshot", "delete", *ids, "--region", "east")
         print(f"  snapferry answered {len(ids)} deletions in {time.monotonic() - began:.2f} s", file=sys.stderr, flush=True)
-        while True:
-            jobs = [j for j in self.ours("region", "jobs", "--region", "east")["jobs"] if j["kind"] != "sweep" and j["state"] in ("queued", "running")]
-            if not jobs:
-                return
-            time.sleep(0.05)
+        self.ours("region", "jobs", "--wait", "--region", "east")
 
     def restore_last(self):
         self.ours("snapshot", "export", self.ids[-1], self.out, "--region", "east")

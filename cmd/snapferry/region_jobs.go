@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +16,8 @@ import (
 )
 
 func (a *app) regionJobsCommand() *cobra.Command {
-	return &cobra.Command{
+	var wait bool
+	cmd := &cobra.Command{
 		Use: "jobs", Short: "List what the region does for itself: deletion, compaction, sweeps", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, _, err := a.connect("")
@@ -23,11 +26,41 @@ func (a *app) regionJobsCommand() *cobra.Command {
 			}
 			defer c.Close()
 			jobs, err := c.Jobs(cmd.Context())
+			for err == nil && wait && !resting(jobs, time.Now()) {
+				if err = pause(cmd.Context(), jobsPoll); err == nil {
+					jobs, err = c.Jobs(cmd.Context())
+				}
+			}
 			if err != nil {
 				return err
 			}
 			return a.print(client.JobList{Jobs: jobs}, func(p *printer) { jobsText(p, jobs) })
 		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until nothing is left to do but what waits for its time")
+	return cmd
+}
+
+// jobsPoll is how often a command that waits for jobs asks for them.
+const jobsPoll = 20 * time.Millisecond
+
+// resting reports whether all jobs wait for their time, and none because it
+// failed.
+func resting(jobs []snapferry.RegionJob, now time.Time) bool {
+	return !slices.ContainsFunc(jobs, func(j snapferry.RegionJob) bool {
+		return j.State != snapferry.JobQueued || j.Error != "" || !j.After.After(now)
+	})
+}
+
+// pause waits for a time; the context's end cuts it short.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

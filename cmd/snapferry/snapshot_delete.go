@@ -1,9 +1,14 @@
 package main
 
 import (
+	"context"
+	"sync/atomic"
+
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/client"
 )
 
 func (a *app) deleteCommand() *cobra.Command {
@@ -19,14 +24,7 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			// What was deleted before one that cannot be is told too.
-			var deleted []snapferry.SnapshotID
-			for _, id := range ids {
-				if err = c.Delete(cmd.Context(), id); err != nil {
-					break
-				}
-				deleted = append(deleted, id)
-			}
+			deleted, err := deleteAll(cmd.Context(), c, ids)
 			perr := a.printDeleted(deleted)
 			if err == nil {
 				err = perr
@@ -34,6 +32,41 @@ func (a *app) deleteCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// deletesAtOnce is how many snapshots a command deletes at a time: each waits for
+// the bucket, while the region can write the metadata of another.
+const deletesAtOnce = 8
+
+// deleteAll deletes snapshots. After one that cannot be, none is begun any more;
+// those that are deleted are returned in any case, in the order of ids.
+func deleteAll(ctx context.Context, c *client.Client, ids []snapferry.SnapshotID) (deleted []snapferry.SnapshotID, err error) {
+	var (
+		g      errgroup.Group
+		failed atomic.Bool
+		done   = make([]bool, len(ids))
+	)
+	g.SetLimit(deletesAtOnce)
+	for i, id := range ids {
+		g.Go(func() error {
+			if failed.Load() {
+				return nil
+			}
+			err := c.Delete(ctx, id)
+			done[i] = err == nil
+			if err != nil {
+				failed.Store(true)
+			}
+			return err
+		})
+	}
+	err = g.Wait()
+	for i, id := range ids {
+		if done[i] {
+			deleted = append(deleted, id)
+		}
+	}
+	return deleted, err
 }
 
 // printDeleted prints an object for one snapshot, a list for several.
