@@ -20,7 +20,7 @@ var controlList = []mutation{
 		name: "a deletion does not look at pins", pkg: control, test: "TestDeleteWhilePinned",
 		edits: []edit{
 			{ctlSnaps, "case len(pins) > 0:\n", "case len(pins) > 1<<20:\n"},
-			{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = false; pinned {"},
+			{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = len(pins) > 1<<20; pinned {"},
 		},
 	},
 	{
@@ -48,7 +48,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "what became due by a deletion is left", pkg: control, test: "TestDelete",
-		edits: []edit{{ctlUpkeep, "n, err := enqueueFree(tx, chain, id)\n\t\tif err == nil && n == 0 {", "n, err := 0, error(nil)\n\t\tif err == nil && n != 0 {"}},
+		edits: []edit{{ctlUpkeep, "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n", "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n\t\treturn false, err\n"}},
 	},
 	{
 		name: "a start does not take up deletions", pkg: control, test: "TestDeleteCutShort",
@@ -56,10 +56,6 @@ var controlList = []mutation{
 			{ctlUpkeep, "\tif err == nil {\n\t\terr = r.enqueueAll(ctx)\n\t}\n\treturn err\n", "\treturn err\n"},
 			{ctlUpkeep, "\tif err := r.enqueueAll(ctx); err != nil {\n\t\treturn again(err)\n\t}\n", ""},
 		},
-	},
-	{
-		name: "a job of upkeep that has more to do ends", pkg: control, test: "TestDelete",
-		edits: []edit{{ctlUpkeep, "if err == nil && left {", "if false {"}},
 	},
 	{
 		name: "naive re-enqueue: a job that runs counts as one to come", pkg: control, test: "TestSweepComesAgain",
@@ -70,7 +66,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "a job of upkeep writes with a lost lease", pkg: control, test: "TestLostLease",
-		edits: []edit{{ctlUpkeep, "return r.vault.Visit(ctx, id, run.Check, &st)", "return r.vault.Visit(ctx, id, nil, &st)"}},
+		edits: []edit{{ctlUpkeep, "r.vault.VisitAll(ctx, part, run.Check, st)", "r.vault.VisitAll(ctx, part, nil, st)"}},
 	},
 	{
 		name: "objects go before their grace", pkg: control, test: "TestGrace",
