@@ -29,6 +29,14 @@ type Algorithm uint8
 // of the formats.
 const SHA256 Algorithm = 1
 
+// String returns the name of the algorithm, as it stands before a digest.
+func (a Algorithm) String() string {
+	if a == SHA256 {
+		return strings.TrimSuffix(prefix, ":")
+	}
+	return fmt.Sprintf("algorithm %d", uint8(a))
+}
+
 // Digest is a content name. The zero value names nothing.
 type Digest [Size]byte
 

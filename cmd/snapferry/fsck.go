@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,8 +43,11 @@ func (a *app) fsck(ctx context.Context, c *client.Client, region snapferry.Regio
 		return err
 	}
 	if damaged(r) {
-		return snapferry.Errorf(snapferry.Corrupt, "region %s is damaged", r.Region).
-			WithHint("copy the snapshots that suffer again from another region that has them")
+		err := snapferry.Errorf(snapferry.Corrupt, "region %s is damaged", r.Region)
+		if !suffers(r) {
+			return err
+		}
+		return err.WithHint("copy the snapshots that suffer again from another region that has them")
 	}
 	return nil
 }
@@ -55,6 +59,11 @@ func damaged(r client.FsckReport) bool {
 		}
 	}
 	return false
+}
+
+// suffers reports whether the damage is to snapshots.
+func suffers(r client.FsckReport) bool {
+	return slices.ContainsFunc(r.Findings, func(f client.Finding) bool { return len(f.Snapshots) > 0 })
 }
 
 const severityGarbage = "garbage"

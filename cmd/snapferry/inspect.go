@@ -11,20 +11,27 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/record"
 	"github.com/snapferry/snapferry/segment"
 )
 
-const recordMagic = "SFREC"
+// What files of a bucket begin with, of one length.
+const (
+	recordMagic = "SFREC"
+	chainMagic  = "SFCHN"
+	dumpMagic   = "SFDMP"
+)
 
 func (a *app) inspectCommand() *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
 		Use: "inspect OBJECT", Short: "Show what is in a file of a bucket, and verify its checksums", Args: cobra.ExactArgs(1),
 		Long: `Show what is in a file of a bucket: an object with its segments and their frames,
-or a version record. No region and no key is needed; the checksums of an object
-are verified. The signature of a record is verified when --key gives the
-region's public key, which the region logs when it starts.`,
+a version record, the description of a chain, or a dump of metadata, which is
+sealed: of that only the number. No region and no key is needed; the checksums of
+an object are verified. The signature of a record or a description is verified
+when --key gives the region's public key, which the region logs when it starts.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			public, err := hex.DecodeString(key)
 			if err != nil || key != "" && len(public) != ed25519.PublicKeySize {
@@ -33,7 +40,7 @@ region's public key, which the region logs when it starts.`,
 			return a.inspect(args[0], public)
 		},
 	}
-	cmd.Flags().StringVar(&key, "key", "", "public key of the region, in hexadecimal, to verify a record's signature with")
+	cmd.Flags().StringVar(&key, "key", "", "public key of the region, in hexadecimal, to verify a signature with")
 	return cmd
 }
 
@@ -51,10 +58,30 @@ func (a *app) inspect(path string, key ed25519.PublicKey) error {
 		return snapferry.Errorf(snapferry.Invalid, "%s is not a file", path)
 	}
 	magic := make([]byte, len(recordMagic))
-	if _, err := f.ReadAt(magic, 0); err == nil && string(magic) == recordMagic {
+	if _, err := f.ReadAt(magic, 0); err != nil {
+		magic = nil // too short for anything: an object says so
+	}
+	switch string(magic) {
+	case recordMagic:
 		return a.inspectRecord(f, path, st.Size(), key)
+	case chainMagic:
+		return a.inspectChain(f, path, st.Size(), key)
+	case dumpMagic:
+		return a.inspectDump(f, path, st.Size())
 	}
 	return a.inspectObject(f, path, st.Size())
+}
+
+// readWhole reads a file that is to be decoded in one piece.
+func readWhole(f *os.File, path string, size, most int64) ([]byte, error) {
+	if size > most {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "%s has %d bytes, more than its kind can have, %d", path, size, most)
+	}
+	p := make([]byte, size)
+	if _, err := f.ReadAt(p, 0); err != nil {
+		return nil, fileError("read", path, err)
+	}
+	return p, nil
 }
 
 // objectView is what inspect shows of an object.
@@ -189,14 +216,11 @@ type recordedHold struct {
 }
 
 func (a *app) inspectRecord(f *os.File, path string, size int64, key ed25519.PublicKey) error {
-	if size > record.MaxSize {
-		return snapferry.Errorf(snapferry.Corrupt, "%s has %d bytes, more than a version record can have", path, size)
+	p, err := readWhole(f, path, size, record.MaxSize)
+	if err != nil {
+		return err
 	}
-	p := make([]byte, size)
-	if _, err := f.ReadAt(p, 0); err != nil {
-		return fileError("read", path, err)
-	}
-	r, signature, err := decodeRecord(p, key)
+	r, signature, err := verified(p, key, func(p []byte, key ed25519.PublicKey) (*record.Record, error) { return record.Decode(p, key, nil) })
 	if err != nil {
 		return snapferry.Errorf(snapferry.KindOf(err), "%s: %w", path, err)
 	}
@@ -220,24 +244,24 @@ func (a *app) inspectRecord(f *os.File, path string, size int64, key ed25519.Pub
 	return a.print(v, func(p *printer) { v.text(p) })
 }
 
-// decodeRecord reads a record. Without a key the signature is not verified:
-// the content is signed again with a key of the moment, so that all else is
-// checked as strictly as ever.
-func decodeRecord(p []byte, key ed25519.PublicKey) (r *record.Record, signature string, err error) {
+// verified decodes what ends with a signature. Without a key the signature is not
+// verified: the content is signed again with a key of the moment, so that all else
+// is checked as strictly as ever.
+func verified[T any](p []byte, key ed25519.PublicKey, decode func([]byte, ed25519.PublicKey) (T, error)) (got T, signature string, err error) {
 	if len(key) > 0 {
-		r, err = record.Decode(p, key, nil)
-		return r, "good", err
+		got, err = decode(p, key)
+		return got, "good", err
 	}
 	if len(p) < ed25519.SignatureSize {
-		return nil, "", snapferry.Errorf(snapferry.Corrupt, "a version record of %d bytes", len(p))
+		return got, "", snapferry.Errorf(snapferry.Corrupt, "%d bytes, too few for a signature", len(p))
 	}
 	public, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		return nil, "", errors.Join(errors.New("make a key"), err)
+		return got, "", errors.Join(errors.New("make a key"), err)
 	}
 	content := bytes.Clone(p[:len(p)-ed25519.SignatureSize])
-	r, err = record.Decode(append(content, ed25519.Sign(private, content)...), public, nil)
-	return r, "not verified", err
+	got, err = decode(append(content, ed25519.Sign(private, content)...), public)
+	return got, "not verified", err
 }
 
 func (v recordView) text(p *printer) {
@@ -249,4 +273,67 @@ func (v recordView) text(p *printer) {
 	for _, h := range v.Holds {
 		p.fields("hold", h.Kind+" "+h.Owner+" "+h.Name)
 	}
+}
+
+// chainView is what inspect shows of the description of a chain.
+type chainView struct {
+	Path        string `json:"path"`
+	Signature   string `json:"signature"` // good, or not verified
+	Chain       string `json:"chain"`
+	Number      uint64 `json:"number"`
+	Region      string `json:"region"`
+	Account     string `json:"account"`
+	AccountName string `json:"account_name"`
+	Algorithm   string `json:"algorithm"`
+	Created     string `json:"created"`
+	Origin      string `json:"origin,omitempty"` // region and chain
+	Encrypted   bool   `json:"encrypted"`
+}
+
+func (a *app) inspectChain(f *os.File, path string, size int64, key ed25519.PublicKey) error {
+	p, err := readWhole(f, path, size, record.MaxChainSize)
+	if err != nil {
+		return err
+	}
+	c, signature, err := verified(p, key, func(p []byte, key ed25519.PublicKey) (*record.Chain, error) {
+		return record.DecodeChain(p, []ed25519.PublicKey{key})
+	})
+	if err != nil {
+		return snapferry.Errorf(snapferry.KindOf(err), "%s: %w", path, err)
+	}
+	v := chainView{
+		Path: path, Signature: signature, Chain: c.ID.String(), Number: c.Number, Region: string(c.Region), Account: string(c.Account),
+		AccountName: c.AccountName, Algorithm: c.Algorithm.String(), Created: timeText(c.Created), Encrypted: len(c.WrappedKey) > 0,
+	}
+	if c.OriginRegion != "" {
+		v.Origin = string(c.OriginRegion) + " " + c.OriginChain.String()
+	}
+	return a.print(v, func(p *printer) {
+		p.line("description of a chain %s", v.Path)
+		p.fields("signature", v.Signature, "chain", v.Chain, "number", fmt.Sprint(v.Number), "region", v.Region, "account", v.Account+" "+v.AccountName,
+			"digests", v.Algorithm, "created", v.Created, "origin", v.Origin, "encrypted", fmt.Sprint(v.Encrypted))
+	})
+}
+
+// dumpView is what inspect shows of a dump of metadata.
+type dumpView struct {
+	Path   string `json:"path"`
+	Number uint64 `json:"number"`
+	Size   int64  `json:"size"`
+}
+
+func (a *app) inspectDump(f *os.File, path string, size int64) error {
+	p, err := readWhole(f, path, size, dump.MaxSize)
+	if err != nil {
+		return err
+	}
+	n, err := dump.Number(p)
+	if err != nil {
+		return snapferry.Errorf(snapferry.KindOf(err), "%s: %w", path, err)
+	}
+	v := dumpView{path, n, size}
+	return a.print(v, func(p *printer) {
+		p.line("dump of metadata %s", v.Path)
+		p.fields("number", fmt.Sprint(v.Number), "size", bytesText(v.Size), "content", "sealed with the key of the region (region.key)")
+	})
 }

@@ -38,7 +38,15 @@ func (a *app) listCommand() *cobra.Command {
 func listText(p *printer, all []snapferry.Snapshot) {
 	rows := make([][]string, 0, len(all))
 	for _, s := range all {
-		rows = append(rows, []string{string(s.ID), s.Volume, string(s.State), short(s.Size), short(s.Counts.Stored), timeText(s.Created), s.Name})
+		rows = append(rows, []string{string(s.ID), s.Volume, string(s.State), short(s.Size), storedText(s.Counts), timeText(s.Created), s.Name})
 	}
 	p.table([]string{"ID", "VOLUME", "STATE", "SIZE", "STORED", "CREATED", "NAME"}, rows)
+}
+
+// storedText is what a snapshot stored; a recovery knows only what it holds.
+func storedText(c snapferry.Counts) string {
+	if c.Present > 0 && c == (snapferry.Counts{Present: c.Present}) {
+		return "-"
+	}
+	return short(c.Stored)
 }
