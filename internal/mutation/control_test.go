@@ -51,7 +51,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlUpkeep, "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n", "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n\t\treturn false, err\n"}},
 	},
 	{
-		name: "a start does not take up deletions", pkg: control, test: "TestDeleteCutShort",
+		name: "a start does not take up deletions", pkg: control, test: "TestDeleteCutShort", args: []string{"-every", "1"},
 		edits: []edit{
 			{ctlUpkeep, "\tif err == nil {\n\t\terr = r.enqueueAll(ctx)\n\t}\n\treturn err\n", "\treturn err\n"},
 			{ctlUpkeep, "\tif err := r.enqueueAll(ctx); err != nil {\n\t\treturn again(err)\n\t}\n", ""},
@@ -74,7 +74,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "copies of one lineage run beside each other", pkg: control, test: "TestQueueOfOneLineage",
-		edits: []edit{{ctlCopyJob, "if err != nil || !ok || first.ID != c.ID {", "if err != nil || !ok {"}},
+		edits: []edit{{ctlCopyJob, "if err != nil || !ok || first.ID != c.ID {", "if err != nil || !ok || first.ID == \"\" {"}},
 	},
 	{
 		name: "a copy that has ended keeps its pin", pkg: control, test: "TestCopyAndIncrement|TestCancelByDelete",

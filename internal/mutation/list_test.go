@@ -61,7 +61,7 @@ var list = []mutation{
 	},
 	{
 		name: "a version is buried while a record names it", pkg: vault, test: "TestForwardStaysWhileItIsNamed",
-		edits: []edit{{visit, "return child.Stale, err", "return false, err"}},
+		edits: []edit{{visit, "return child.Stale, err", "return false && child.Stale, err"}},
 	},
 	{
 		name: "the forward is written after the splice", pkg: vault, test: "TestForwardComesFirst",
