@@ -164,7 +164,7 @@ var recoveryList = []mutation{
 		edits: []edit{{recoOld, "(v.unsure || old.Revision > v.highest)", "v.unsure"}},
 	},
 	{
-		name: "a merge forgets whose records are to be removed", pkg: recovery, test: "TestMerge|TestHistories", args: []string{"-histories", "40"},
+		name: "a merge forgets who may still write records", pkg: recovery, test: "TestMergeKeepsLoose",
 		edits: []edit{{recoBuild, "row.Loose = r.old.graves[id].Loose || r.old.versions[id].Loose\n", "_ = row\n"}},
 	},
 	{

@@ -270,6 +270,14 @@ func TestMergeProofs(t *testing.T) {
 			r.dump()
 			r.dumpKey = own
 		}, false},
+		{"another line of the audit", func(r *region) {
+			r.loseRecords("tip")
+			r.update(func(tx *meta.Tx) error {
+				return tx.AddAudit(meta.Audit{At: time.Now(), Account: r.account, Action: "ImportSnapshot", Subject: string(r.snaps["tip"].id)})
+			})
+			r.dump()
+			delete(r.snaps, "tip")
+		}, false},
 		{"no dump since", func(r *region) { r.delete("tip"); r.settle() }, false},
 		{"spliced out, and the version below says so", func(r *region) { r.delete("mid"); r.settle() }, true},
 		{"two spliced out", func(r *region) { r.delete("mid"); r.delete("mid2"); r.settle() }, true},
@@ -606,4 +614,38 @@ func BenchmarkRecover(b *testing.B) {
 	b.ReportMetric(float64(slow.Count(blobtest.ReadAt).Bytes)/float64(n), "bytes/snapshot")
 	r.recover(nil)
 	r.close()
+}
+
+// A writer that never reported back may write a record of a version that is gone
+// also after a merge: its grave is kept.
+func TestMergeKeepsLoose(t *testing.T) {
+	r := newRegion(t)
+	r.take("base", "", disk(map[uint64]int{0: 1}))
+	r.take("mid", "base", disk(map[uint64]int{0: 2}))
+	r.take("tip", "mid", disk(map[uint64]int{0: 3}))
+	mid := r.row("mid")
+	r.update(func(tx *meta.Tx) error {
+		for range 2 {
+			if _, err := tx.ReserveRevision(mid.ID, mid.Edge); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r.write(record.Name(mid.ID, mid.Revision), func(x *record.Record) {
+		x.State, x.Holds, x.Forward = record.Forwarded, nil, r.snaps["base"].version
+	})
+	delete(r.snaps, "mid")
+	r.recover(merge)
+	for _, buried := range []bool{false, true} {
+		r.view(func(tx *meta.Tx) error {
+			g, err := tx.Grave(mid.ID)
+			if err == nil && (!g.Loose || g.Kept != buried) {
+				t.Errorf("buried %v: the grave is %+v", buried, g)
+			}
+			return err
+		})
+		r.settle()
+	}
+	r.wantSnapshots(r.all()...)
 }
