@@ -92,6 +92,13 @@ func (a *alone) delete(id snapferry.SnapshotID) {
 func (a *alone) empty() {
 	a.t.Helper()
 	rest(a.t, a.Region)
+	a.View(func(tx *meta.Tx) error {
+		left, err := tx.AllVersions()
+		if len(left) > 0 {
+			a.t.Errorf("%d versions are left to the next sweep", len(left))
+		}
+		return err
+	})
 	a.Update(sweepNow)
 	rest(a.t, a.Region)
 	a.WantNothing(a.t)
@@ -456,6 +463,25 @@ func TestDeleteCutShort(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStartTakesUp: what deletion has left to do, and has no job, gets one at the
+// next start.
+func TestStartTakesUp(t *testing.T) {
+	a := newAlone(t, simtest.NewFactory(t))
+	s := a.imported("disk", firstDisk())
+	rest(t, a.Region)
+	a.Update(func(tx *meta.Tx) error {
+		row, err := tx.Snapshot(s.ID)
+		if err != nil {
+			return err
+		}
+		return tx.SetStale(row.Version, true)
+	})
+	a.Restart()
+	rest(t, a.Region)
+	a.delete(s.ID)
+	a.empty()
 }
 
 // settleOrDark waits until a snapshot has settled and upkeep has nothing left to

@@ -51,7 +51,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlUpkeep, "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n", "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n\t\treturn false, err\n"}},
 	},
 	{
-		name: "a start does not take up deletions", pkg: control, test: "TestDeleteCutShort", args: []string{"-every", "1"},
+		name: "a start does not take up deletions", pkg: control, test: "TestStartTakesUp",
 		edits: []edit{
 			{ctlUpkeep, "\tif err == nil {\n\t\terr = r.enqueueAll(ctx)\n\t}\n\treturn err\n", "\treturn err\n"},
 			{ctlUpkeep, "\tif err := r.enqueueAll(ctx); err != nil {\n\t\treturn again(err)\n\t}\n", ""},
