@@ -465,6 +465,38 @@ func TestDeleteCutShort(t *testing.T) {
 	}
 }
 
+// TestDeleteFreesNeighbours: what can go by the deletion of another goes with it.
+func TestDeleteFreesNeighbours(t *testing.T) {
+	a := newAlone(t, simtest.NewFactory(t))
+	disks := increments(3)
+	root := a.imported("disk", disks[0])
+	a.fork(root.ID, "fork", disks[0])
+	left, right := a.imported("disk", disks[1]), a.imported("fork", disks[2])
+	fork, err := a.Control.Snapshots(t.Context(), a.at, control.Filter{Volume: "fork"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.delete(root.ID)
+	for _, s := range fork {
+		if s.ID != right.ID {
+			a.delete(s.ID)
+		}
+	}
+	rest(t, a.Region)
+	a.delete(left.ID)
+	rest(t, a.Region)
+	a.View(func(tx *meta.Tx) error {
+		all, err := tx.AllVersions()
+		if len(all) != 1 {
+			t.Errorf("%d versions are left, want the one of the snapshot that is", len(all))
+		}
+		return err
+	})
+	a.same(right.ID, disks[2])
+	a.delete(right.ID)
+	a.empty()
+}
+
 // TestStartTakesUp: what deletion has left to do, and has no job, gets one at the
 // next start.
 func TestStartTakesUp(t *testing.T) {

@@ -47,7 +47,7 @@ var controlList = []mutation{
 		edits: []edit{{ctlSnaps, ctlAroundOf, "\t\treturn nil\n"}},
 	},
 	{
-		name: "what became due by a deletion is left", pkg: control, test: "TestDelete",
+		name: "what became due by a deletion is left", pkg: control, test: "TestDeleteFreesNeighbours",
 		edits: []edit{{ctlUpkeep, "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n", "\t\t\t\terr = verr\n\t\t\t}\n\t\t}\n\t\treturn false, err\n"}},
 	},
 	{

@@ -180,7 +180,7 @@ var recoveryList = []mutation{
 		edits: []edit{{recoBuild, "meta.Config{Path: r.Path + Suffix}", "meta.Config{Path: r.Path}"}},
 	},
 	{
-		name: "a dump of metadata that is behind covers a newer one", pkg: recovery, test: "TestCatalogue",
+		name: "a dump of metadata that is behind covers a newer one", pkg: recovery, test: "TestNoDumpWhileBehind",
 		edits: []edit{{recovery + "/catalogue.go", "if err != nil || stopped != \"\" {", "if err != nil || stopped == \"no\" {"}},
 	},
 	{

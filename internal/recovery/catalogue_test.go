@@ -97,3 +97,26 @@ func TestCatalogue(t *testing.T) {
 		t.Errorf("dumps: %v, want none after %d", names, last.Dump)
 	}
 }
+
+// Metadata that is known to be behind the bucket writes no dump: it would cover
+// that of later times.
+func TestNoDumpWhileBehind(t *testing.T) {
+	r := newRegion(t)
+	r.take("a", "", disk(map[uint64]int{0: 1}))
+	r.dump()
+	before := len(r.names(dump.Prefix()))
+	for _, why := range []string{"behind", ""} {
+		r.update(func(tx *meta.Tx) error {
+			if err := tx.StopReclaim(why); err != nil {
+				return err
+			}
+			return tx.AddAudit(meta.Audit{At: time.Now(), Account: r.account, Action: "DeleteSnapshot", Subject: "snap-1" + why})
+		})
+		last := r.names(dump.Prefix())[before-1]
+		r.must(r.catalogue().Finish(r.ctx))
+		names := r.names(dump.Prefix())
+		if wrote := names[len(names)-1] != last; wrote != (why == "") {
+			t.Errorf("stopped %q: a dump was written: %v", why, wrote)
+		}
+	}
+}
