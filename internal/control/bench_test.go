@@ -18,7 +18,7 @@ import (
 func BenchmarkSlowCopy(b *testing.B) {
 	const delay = 20 * time.Millisecond
 	atEast, atWest := blobtest.NewSlow(memblob.New(), delay), blobtest.NewSlow(memblob.New(), delay)
-	east, west, _, _ := simtest.PairOver(b, simtest.NewFactory(b), atEast, atWest)
+	east, west, _, _ := simtest.Pair(b, simtest.NewFactory(b), atEast, atWest)
 	inEast, inWest := east.Account("a"), west.Account("a")
 	ctx := b.Context()
 	imported := func(d *simtest.Disk) snapferry.Snapshot {

@@ -31,7 +31,7 @@ func newWorld(t *testing.T) *world {
 func newWorldOver(t *testing.T, west blob.Driver) *world {
 	t.Helper()
 	w := &world{t: t}
-	w.east, w.west, w.toEast, w.toWest = simtest.PairOver(t, simtest.NewFactory(t), nil, west)
+	w.east, w.west, w.toEast, w.toWest = simtest.Pair(t, simtest.NewFactory(t), nil, west)
 	w.atEast, w.atWest = w.east.Account("a"), w.west.Account("a")
 	return w
 }

@@ -129,14 +129,9 @@ func (s *directSource) Blocks(ctx context.Context, want []transfer.Want) (transf
 }
 
 // Pair makes two regions that know each other, "east" and "west", at work, with
-// an account "a" in both. The first link is the one from west to east.
-func Pair(tb testing.TB, f *Factory) (east, west *Region, toEast, toWest *Link) {
-	tb.Helper()
-	return PairOver(tb, f, nil, nil)
-}
-
-// PairOver is Pair with drivers of the buckets; nil for one in memory.
-func PairOver(tb testing.TB, f *Factory, atEast, atWest blob.Driver) (east, west *Region, toEast, toWest *Link) {
+// an account "a" in both, over drivers of their buckets; nil for one in memory.
+// The first link is the one from west to east.
+func Pair(tb testing.TB, f *Factory, atEast, atWest blob.Driver) (east, west *Region, toEast, toWest *Link) {
 	tb.Helper()
 	toEast, toWest = NewLink("west"), NewLink("east")
 	east = f.NewRegion(tb, Options{Name: "east", Jobs: true, Driver: atEast, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": toWest.As}})
