@@ -81,10 +81,10 @@ stopped:
 	go test ./internal/control -run TestStoppedWorkers -every 1 -pause $(PAUSE) -parallel 24 -v -timeout 60m
 
 # A region is killed (SIGKILL) in the middle of each kind of work that deletion leads
-# to, so often. Half an hour or so.
+# to, and a recovery, so often. An hour or so.
 KILLS ?= 100
 kills:
-	go test ./cmd/snapferry -run TestUpkeepSurvivesKills -kills $(KILLS) -parallel 4 -v -timeout 180m
+	go test ./cmd/snapferry -run 'Test(Upkeep|Recovery)SurvivesKills' -kills $(KILLS) -parallel 4 -v -timeout 180m
 
 clean:
 	rm -rf bin
