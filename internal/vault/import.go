@@ -33,6 +33,17 @@ type ImportStats struct {
 // Import fills the version with the content of a disk of its size. It reads
 // each extent of data once and nothing of the holes.
 func (w *Writer) Import(ctx context.Context, d Disk, st *ImportStats) error {
+	return w.fill(ctx, d, st, false)
+}
+
+// Update fills the version with what is new of a disk of its size: d.Next gives
+// the extents that may differ from the parent, and only whole blocks around
+// them are read. The rest is the parent's, and costs nothing.
+func (w *Writer) Update(ctx context.Context, d Disk, st *ImportStats) error {
+	return w.fill(ctx, d, st, true)
+}
+
+func (w *Writer) fill(ctx context.Context, d Disk, st *ImportStats, update bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	tickets := make(chan importStep)
 	for range w.v.workers {
@@ -42,7 +53,7 @@ func (w *Writer) Import(ctx context.Context, d Disk, st *ImportStats) error {
 				return err
 			}
 			defer l.Close()
-			r := importer{disk: d, leaf: l, buf: blob.AlignedBuffer(inSize), stats: st}
+			r := importer{disk: d, leaf: l, buf: blob.AlignedBuffer(inSize), stats: st, update: update}
 			for s := range tickets {
 				if err := r.fill(ctx, s); err != nil {
 					return err
@@ -53,7 +64,7 @@ func (w *Writer) Import(ctx context.Context, d Disk, st *ImportStats) error {
 	}
 	g.Go(func() error {
 		defer close(tickets)
-		return w.dispatch(ctx, d, st, tickets)
+		return w.dispatch(ctx, d, st, tickets, update)
 	})
 	return g.Wait()
 }
@@ -65,8 +76,9 @@ type importStep struct {
 }
 
 // dispatch hands out, in ascending order, the leaves where the disk has data;
-// those where only the base has some are settled as absent.
-func (w *Writer) dispatch(ctx context.Context, d Disk, st *ImportStats, out chan<- importStep) error {
+// those where only the base has some are settled as absent, or, in an update,
+// left as they are.
+func (w *Writer) dispatch(ctx context.Context, d Disk, st *ImportStats, out chan<- importStep, update bool) error {
 	data := dataLeaves{disk: d}
 	base := w.base.Cursor()
 	leaves := blockmap.Leaves(w.row.Size)
@@ -75,9 +87,11 @@ func (w *Writer) dispatch(ctx context.Context, d Disk, st *ImportStats, out chan
 		if err != nil {
 			return err
 		}
-		bl, bok, err := base.Next(ctx, from)
-		if err != nil {
-			return err
+		bl, bok := uint64(0), false
+		if !update {
+			if bl, bok, err = base.Next(ctx, from); err != nil {
+				return err
+			}
 		}
 		if bok && bl >= leaves {
 			bok = false // beyond the new size: the builder drops it
@@ -157,15 +171,19 @@ func (w *dataLeaves) seek(off int64) error {
 
 // An importer fills leaves from a disk. It is for one goroutine.
 type importer struct {
-	disk  Disk
-	leaf  *LeafWriter
-	buf   []byte
-	stats *ImportStats
+	disk   Disk
+	leaf   *LeafWriter
+	buf    []byte
+	stats  *ImportStats
+	update bool
 }
 
 func (r *importer) fill(ctx context.Context, s importStep) error {
 	if err := r.leaf.Begin(ctx, s.ticket); err != nil {
 		return err
+	}
+	if r.update {
+		r.leaf.KeepAll()
 	}
 	start, size := int64(s.ticket.Leaf)*blockmap.LeafSpan, r.disk.Size()
 	for pos, rest := start, s.data; ; {

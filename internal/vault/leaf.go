@@ -71,6 +71,17 @@ func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 	return err
 }
 
+// KeepAll sets every block to what the base has there, before some are Put.
+func (l *LeafWriter) KeepAll() {
+	if l.base == nil {
+		return
+	}
+	l.has = l.base.Presence
+	for i := range l.has.All() {
+		l.digest[i], l.refs[i], _ = l.base.Child(i)
+	}
+}
+
 // giveBack returns the stage to the vault.
 func (l *LeafWriter) giveBack() {
 	if l.data != nil {
@@ -85,6 +96,7 @@ var zeros [snapferry.BlockSize]byte
 // the disk. Zeros stay absent, equal content keeps the base's ref.
 func (l *LeafWriter) Put(i int, plain []byte) error {
 	if bytes.Equal(plain, zeros[:len(plain)]) {
+		l.has.Clear(i)
 		return nil
 	}
 	d := digest.Block(plain)

@@ -27,6 +27,8 @@ type SealConfig struct {
 	Want digest.Digest
 	// Hold keeps the version alive from the seal on.
 	Hold meta.Hold
+	// Also are further holds from the seal on.
+	Also []meta.Hold
 	// Commit, if not nil, does what else belongs into the one transaction that
 	// makes the version real. It may run twice.
 	Commit func(*meta.Tx, Sealed) error
@@ -105,7 +107,8 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 	if row.Root, err = encodeRoot(root); err != nil {
 		return err
 	}
-	return w.v.revise(ctx, revision{row: row, edge: edge, change: change{add: []meta.Hold{c.Hold}}, fence: w.pack.fence, commit: func(tx *meta.Tx, row meta.Version) error {
+	holds := append([]meta.Hold{c.Hold}, c.Also...)
+	return w.v.revise(ctx, revision{row: row, edge: edge, change: change{add: holds}, fence: w.pack.fence, commit: func(tx *meta.Tx, row meta.Version) error {
 		if !w.again {
 			if err := placeAll(tx, taken); err != nil {
 				return err
@@ -120,8 +123,10 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 		if err := bump(tx, row.Parent); err != nil {
 			return err
 		}
-		if err := tx.PutHold(c.Hold); err != nil {
-			return err
+		for _, h := range holds {
+			if err := tx.PutHold(h); err != nil {
+				return err
+			}
 		}
 		if err := tx.DeleteCheckpoint(row.ID); err != nil {
 			return err
