@@ -14,6 +14,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -38,6 +39,8 @@ type Config struct {
 	Version string       // of the program
 	Log     *slog.Logger // nil for none
 
+	Volumes VolumeConfig // no live volumes without
+
 	ReclaimGrace   time.Duration // between an object's condemnation and its removal; 0: a minute, less than 0: none
 	CompactionRate int64         // bytes per second that compaction may read; 0: as many as it can
 }
@@ -56,12 +59,16 @@ type Region struct {
 	grace   time.Duration
 	pace    *rate.Limiter // of compaction; nil: none
 	freeing freeing
+	files   VolumeConfig
+	closed  atomic.Bool    // no volume is opened any more
+	behind  sync.WaitGroup // see afterwards
 	answers answers
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
 	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
 	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
+	volumes  map[snapferry.VolumeID]*live      // that were used; guarded by mu
 }
 
 // New returns a region's control plane; Run sets its jobs to work.
@@ -79,7 +86,7 @@ func New(c Config) *Region {
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
-		compacts: map[snapferry.ChainID]bool{},
+		compacts: map[snapferry.ChainID]bool{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 	}
 }
 
@@ -98,6 +105,11 @@ const (
 	jobFork    = "fork"
 	jobCopy    = "copy"
 	jobDiscard = "discard"
+	// Of live volumes; the subject is the volume.
+	jobUpload   = "upload" // of its snapshots, the oldest first
+	jobRollback = "rollback"
+	jobUnmake   = "unmake"
+	jobHydrate  = "hydrate"
 )
 
 // Run works on the region's jobs until ctx ends.
@@ -111,6 +123,10 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.startUpkeep(ctx); err != nil {
 		return err
 	}
+	if err := r.startVolumes(ctx); err != nil {
+		return err
+	}
+	defer r.closeVolumes()
 	return r.jobs.Start(ctx, r.handlers())
 }
 
@@ -118,6 +134,7 @@ func (r *Region) Run(ctx context.Context) error {
 func (r *Region) handlers() map[string]job.Handler {
 	all := r.upkeep()
 	all[jobImport], all[jobFork], all[jobCopy], all[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
+	all[jobUpload], all[jobRollback], all[jobUnmake], all[jobHydrate] = r.runUpload, r.runRollback, r.runUnmake, r.runHydrate
 	return all
 }
 

@@ -52,7 +52,7 @@ func beginFork(tx *meta.Tx, account snapferry.AccountID, req ForkRequest) (s met
 	if err != nil {
 		return s, err
 	}
-	vol, err := newLineage(tx, account, req.Volume, base.Chain)
+	vol, err := newLineage(tx, account, req.Volume, snapferry.NewVolumeID(), base.Chain)
 	if err != nil {
 		return s, err
 	}
@@ -71,9 +71,9 @@ func beginFork(tx *meta.Tx, account snapferry.AccountID, req ForkRequest) (s met
 	return s, job.Enqueue(tx, job.Job{Kind: jobFork, Account: account, Subject: string(s.ID)})
 }
 
-// newLineage makes a lineage in a chain that is there, or takes one of that name
-// in which nothing is left.
-func newLineage(tx *meta.Tx, account snapferry.AccountID, name string, chain snapferry.ChainID) (meta.Volume, error) {
+// newLineage makes a lineage in a chain that is there, with an id, or takes one
+// of that name in which nothing is left.
+func newLineage(tx *meta.Tx, account snapferry.AccountID, name string, id snapferry.VolumeID, chain snapferry.ChainID) (meta.Volume, error) {
 	vol, err := tx.VolumeByName(account, name)
 	if err == nil {
 		err = tx.MoveVolume(vol.ID, chain) // if all its snapshots are gone
@@ -86,7 +86,7 @@ func newLineage(tx *meta.Tx, account snapferry.AccountID, name string, chain sna
 	if !snapferry.IsKind(err, snapferry.NotFound) {
 		return vol, err
 	}
-	vol = meta.Volume{ID: snapferry.NewVolumeID(), Account: account, Name: name, Chain: chain, Created: time.Now()}
+	vol = meta.Volume{ID: id, Account: account, Name: name, Chain: chain, Created: time.Now()}
 	return vol, tx.InsertVolume(vol)
 }
 

@@ -471,4 +471,3 @@ func tempFS(t *testing.T) layer.FS {
 	t.Cleanup(func() { d.Close() })
 	return d
 }
-

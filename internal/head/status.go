@@ -68,10 +68,9 @@ func (v *Volume) Dirty(off, n int64) (length int64, dirty bool, err error) {
 }
 
 // Hydrate brings everything that the base has near, within limit bytes a second
-// if that is not nil, and keeps it there. done, if not nil, is told how far it
-// has come: bytes of the disk.
+// if that is not nil. done, if not nil, is told how far it has come: bytes of the
+// disk.
 func (v *Volume) Hydrate(ctx context.Context, limit *rate.Limiter, done func(int64)) error {
-	v.keep.Store(true)
 	for off := int64(0); off < v.size.Load(); {
 		n, err := v.hydrateStep(ctx, limit, off)
 		if err != nil {
@@ -105,8 +104,8 @@ func (v *Volume) hydrateStep(ctx context.Context, limit *rate.Limiter, off int64
 		next := min((pos/pageSize+n)*pageSize, end)
 		if state == layer.Below {
 			if _, miss := vw.cache.known(pos, next-pos); miss > 0 && limit != nil {
-				if err := limit.WaitN(ctx, int(min(next-pos, int64(limit.Burst())))); err != nil {
-					return 0, snapferry.Errorf(snapferry.Cancelled, "hydration: %w", err)
+				if err := wait(ctx, limit, next-pos); err != nil {
+					return 0, err
 				}
 			}
 			if err := v.near(ctx, vw, pos, next); err != nil {
@@ -116,4 +115,16 @@ func (v *Volume) hydrateStep(ctx context.Context, limit *rate.Limiter, off int64
 		pos = next
 	}
 	return end - off, nil
+}
+
+// wait waits until n bytes are allowed.
+func wait(ctx context.Context, limit *rate.Limiter, n int64) error {
+	for n > 0 {
+		k := min(n, int64(max(limit.Burst(), 1)))
+		if err := limit.WaitN(ctx, int(k)); err != nil {
+			return snapferry.Errorf(snapferry.Cancelled, "hydration: %w", err)
+		}
+		n -= k
+	}
+	return nil
 }

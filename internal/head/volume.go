@@ -306,6 +306,20 @@ func (v *Volume) Grow(size int64) error {
 	return nil
 }
 
+// Keep says whether what is near is to stay near, whatever else needs room.
+func (v *Volume) Keep(keep bool) { v.keep.Store(keep) }
+
+// Uses reports whether anything of the volume reads a version, or would after a
+// restart.
+func (v *Volume) Uses(id snapferry.VersionID) bool {
+	if base, _ := v.Base(); base == id {
+		return true
+	}
+	v.basesMu.Lock()
+	defer v.basesMu.Unlock()
+	return v.bases[id] > 0
+}
+
 // Stats tells what a volume has here.
 type Stats struct {
 	Layers  int   // that it is made of

@@ -47,6 +47,33 @@ type Volume struct {
 	Created      time.Time
 }
 
+// Head makes a lineage a live volume.
+type Head struct {
+	ID       snapferry.VolumeID
+	Name     string            // that of the lineage
+	Chain    snapferry.ChainID // that of the lineage
+	Account  snapferry.AccountID
+	State    snapferry.VolumeState
+	Reason   string
+	Hint     string
+	Size     int64 // bytes
+	Tags     snapferry.Tags
+	Snapshot snapferry.SnapshotID // that it was made from; may be gone
+	Base     snapferry.VersionID  // below the layers; zero: none
+	Layer    uint64               // the layer whose content Base has; 0: none
+	Export   *snapferry.Export    // nil: not exported
+	Rate     int64                // of its hydration, bytes per second; 0: without limit, -1: none is asked for
+	Rollback snapferry.SnapshotID // that it is being put back to
+	Created  time.Time
+}
+
+// Upload is what a snapshot of a live volume waits for.
+type Upload struct {
+	Snapshot snapferry.SnapshotID
+	Volume   snapferry.VolumeID
+	Layer    uint64 // the highest of the layers that it consists of
+}
+
 // Version is one map of a chain.
 type Version struct {
 	ID        snapferry.VersionID

@@ -125,6 +125,14 @@ const (
 	auditInsert
 	auditOfSubject
 	volumeMove
+	headInsert
+	headGet
+	headUpdate
+	headDelete
+	headList
+	uploadInsert
+	uploadDelete
+	uploadList
 	chainList
 	jobQueued
 	jobHasten
@@ -160,6 +168,7 @@ const (
 const (
 	accountColumns    = `id, name, token_hash, created`
 	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
+	headColumns       = `h.volume, v.name, v.chain, h.account, h.state, h.reason, h.hint, h.size, h.tags, h.snapshot, h.base, h.layer, h.export, h.rate, h.rollback, h.created`
 	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
 	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.loose, v.due, v.looked, v.stale`
 	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
@@ -331,12 +340,25 @@ var statementText = [numStatements]string{
 	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
 	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
 
-	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)`,
-	chainList:  `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
-	jobQueued:  `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
-	jobHasten:  `UPDATE jobs SET run_after = 0 WHERE subject = $1 AND kind = $2 AND state = 'queued' RETURNING id`,
-	jobsOfLane: `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
-	jobsPrune:  `DELETE FROM jobs WHERE (state = 'done' OR state = 'cancelled') AND lane = $1 AND finished < $2`,
+	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)
+		AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.volume = volumes.id)`,
+
+	headInsert: `INSERT INTO heads (volume, account, state, reason, hint, size, tags, snapshot, base, layer, export, rate, rollback, created)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	headGet: `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE h.volume = $1`,
+	headUpdate: `UPDATE heads SET state = $2, reason = $3, hint = $4, size = $5, tags = $6, base = $7, layer = $8, export = $9, rate = $10, rollback = $11
+		WHERE volume = $1`,
+	headDelete: `DELETE FROM heads WHERE volume = $1`,
+	headList: `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE $1 = '' OR h.account = $1
+		ORDER BY h.created DESC, h.volume DESC`,
+	uploadInsert: `INSERT INTO uploads (snapshot, volume, layer) VALUES ($1, $2, $3)`,
+	uploadDelete: `DELETE FROM uploads WHERE snapshot = $1`,
+	uploadList:   `SELECT snapshot, volume, layer FROM uploads WHERE volume = $1 ORDER BY layer`,
+	chainList:    `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
+	jobQueued:    `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
+	jobHasten:    `UPDATE jobs SET run_after = 0 WHERE subject = $1 AND kind = $2 AND state = 'queued' RETURNING id`,
+	jobsOfLane:   `SELECT ` + jobColumns + ` FROM jobs WHERE (state = 'running' OR state = 'queued') AND lane = $1 ORDER BY created, id LIMIT $2`,
+	jobsPrune:    `DELETE FROM jobs WHERE (state = 'done' OR state = 'cancelled') AND lane = $1 AND finished < $2`,
 
 	usageVersions: `SELECT v.state, COUNT(*), COALESCE(SUM(v.blocks), 0) FROM versions v JOIN chains c ON c.id = v.chain
 		WHERE $1 = '' OR c.account = $1 GROUP BY v.state`,

@@ -13,6 +13,7 @@ import (
 // The kinds of holds in use so far.
 const (
 	HoldSnapshot = string(record.HoldSnapshot)
+	HoldVolume   = string(record.HoldVolume)
 	HoldPin      = string(record.HoldPin)
 	// HoldReader keeps a version while somebody reads it for longer than a
 	// request. It is in the metadata only and ends with the process.
