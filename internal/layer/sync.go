@@ -45,6 +45,15 @@ func (s *stripe) dirty() bool {
 	return false
 }
 
+// Broken returns the error that every Sync returns since a sync of the system
+// failed, or nil.
+func (l *Layer) Broken() error {
+	if err := l.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // taken is a changed map, as it was when a Sync began.
 type taken struct {
 	stripe *stripe
@@ -53,8 +62,8 @@ type taken struct {
 }
 
 func (l *Layer) sync() error {
-	if err := l.broken.Load(); err != nil {
-		return *err
+	if err := l.Broken(); err != nil {
+		return err
 	}
 	maps := l.take()
 	err := l.syncTaken(maps)
@@ -102,7 +111,7 @@ func (l *Layer) syncFiles(of func(*stripe) *file) error {
 // could not write, and would say nothing of it a second time.
 func (l *Layer) breaks(err error) error {
 	e := snapferry.Errorf(snapferry.Unavailable, "layer %s cannot be made durable any more: %w", l.dir, err)
-	var broken error = e.WithHint("look at the kernel's log, then stop and start the server")
+	var broken error = e.WithHint("look at the kernel's log; start the machine again before the volume is used, so that it shows what is on the disk")
 	l.broken.Store(&broken)
 	return broken
 }
