@@ -60,6 +60,7 @@ type Layer struct {
 
 	stripes  [maxStripes]atomic.Pointer[stripe]
 	making   sync.Mutex  // held to make a stripe, or a file of one
+	shut     bool        // Close was called; under making
 	unlisted atomic.Bool // files were made that the directory may not name after a crash
 
 	data, zero atomic.Int64 // pages of that state
@@ -125,11 +126,15 @@ func Remove(fsys FS, dir string) error {
 	return fsys.Remove(dir)
 }
 
-// Close closes the files. It syncs nothing. Whatever is called afterwards fails
-// when it needs a file.
+// Close closes the files, once. It syncs nothing. Whatever is called afterwards
+// fails when it needs a file.
 func (l *Layer) Close() error {
 	l.making.Lock()
 	defer l.making.Unlock()
+	if l.shut {
+		return nil
+	}
+	l.shut = true
 	var errs []error
 	for i := range l.stripes {
 		if s := l.stripes[i].Load(); s != nil {

@@ -324,11 +324,3 @@ func retry(call func() error) error {
 		}
 	}
 }
-
-// failure is Failure of what was done to a name, or nil.
-func failure(verb, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return Failure(verb+" "+name, err)
-}

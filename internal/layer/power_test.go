@@ -405,7 +405,7 @@ func (w *world) reboot() {
 // TestPowerCuts lets random calls, some within others, end in a cut of the
 // power, over and over again.
 func TestPowerCuts(t *testing.T) {
-	seeds := uint64(300)
+	seeds := uint64(100)
 	if testing.Short() {
 		seeds = 30
 	}
