@@ -25,11 +25,11 @@ func span(r *rand.Rand) (page, n int) {
 // TestContainer holds containers of all forms against an array.
 func TestContainer(t *testing.T) {
 	forms := map[string]int{}
-	for seed := range uint64(60) {
+	for seed := range uint64(30) {
 		r := rand.New(rand.NewPCG(seed, 5))
 		var c *container
 		var model [pagesPerMap]State
-		for step := range 150 {
+		for step := range 100 {
 			page, n := span(r)
 			s := State(r.IntN(int(numStates)))
 			if seed%2 == 0 {

@@ -95,7 +95,7 @@ type world struct {
 	broken bool             // a sync of the system failed
 	within int              // calls under way
 	syncs  int              // of them Syncs
-	busy   extent.Extent // pages that Forget is at work on
+	busy   extent.Extent    // pages that Forget is at work on
 	log    []string
 }
 
@@ -420,4 +420,3 @@ func TestPowerCuts(t *testing.T) {
 		}
 	}
 }
-
