@@ -133,6 +133,10 @@ func BenchmarkSync(b *testing.B) {
 func BenchmarkSyncMany(b *testing.B) {
 	l := create(b, openDir(b), "l", volume)
 	mustWrite(b, l, 0, make([]byte, 64<<20))
+	if err := l.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	b.ResetTimer()
 	b.SetParallelism(16)
 	b.RunParallel(func(pb *testing.PB) {
 		p := make([]byte, layer.PageSize)

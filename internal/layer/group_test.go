@@ -33,8 +33,8 @@ func TestGroup(t *testing.T) {
 			wg.Go(func() { call(errs[1]) })
 		}
 		synctest.Wait()
-		if runs != 1 || !g.running() {
-			t.Errorf("with one under way: got %d runs, running %v", runs, g.running())
+		if begun, busy := g.state(); runs != 1 || begun != 1 || !busy {
+			t.Errorf("with one under way: got %d runs, %d begun, busy %v", runs, begun, busy)
 		}
 		hold <- struct{}{}
 		synctest.Wait()
@@ -45,8 +45,8 @@ func TestGroup(t *testing.T) {
 		synctest.Wait()
 		close(hold)
 		wg.Wait()
-		if runs != 3 || g.running() {
-			t.Errorf("at the end: got %d runs, running %v, want 3, false", runs, g.running())
+		if begun, busy := g.state(); runs != 3 || begun != 3 || busy {
+			t.Errorf("at the end: got %d runs, %d begun, busy %v", runs, begun, busy)
 		}
 	})
 }

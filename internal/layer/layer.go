@@ -310,13 +310,14 @@ func (l *Layer) mark(page, n int64, s State, were func(e extent.Extent, data int
 // mark changes the container number i, and returns by how many pages each state
 // has more now.
 func (st *stripe) mark(i, page, n int, s State) [numStates]int {
+	// Nobody else writes these pages now, so what they are needs no lock.
+	if was, k := st.maps[i].Load().run(page); was == s && k >= n {
+		return [numStates]int{}
+	}
 	lock := &st.locks[i%len(st.locks)]
 	lock.Lock()
 	defer lock.Unlock()
 	c := st.maps[i].Load()
-	if was, k := c.run(page); was == s && k >= n {
-		return [numStates]int{}
-	}
 	next, change := c.with(page, n, s)
 	if next != c {
 		st.maps[i].Store(next)

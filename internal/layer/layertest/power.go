@@ -78,7 +78,6 @@ type Power struct {
 	changes []change // of names, that no SyncDir has made durable
 	off     bool     // the power was cut
 	ops     int
-	reads   int
 	handles int
 	used    int64
 	limit   int64 // of used; negative: none
