@@ -54,6 +54,8 @@ type live struct {
 	head *head.Volume // nil: not open; guarded by mu
 
 	hydration *running // while it runs; guarded by Region.mu
+	uploading bool     // by a job of this process; guarded by Region.mu
+	more      bool     // something came that the job may not have seen; guarded by Region.mu
 }
 
 func (r *Region) live(id snapferry.VolumeID) *live {
