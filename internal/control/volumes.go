@@ -158,6 +158,11 @@ func (r *Region) closeVolumes() {
 	r.mu.Unlock()
 	r.behind.Wait()
 	for id, l := range all {
+		l.mu.Lock()
+		if l.head != nil {
+			l.head.Interrupt() // else a client's read may wait for the bucket
+		}
+		l.mu.Unlock()
 		if r.files.Exporter != nil {
 			if err := r.files.Exporter.Stop(id); err != nil {
 				r.log.Error("stop serving a volume", "volume", id, "err", err)
