@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +21,10 @@ const (
 	smallOp = 64 << 10
 	// bulkFill is what is read at a time between large writes.
 	bulkFill = 4 << 10
+	// yieldEvery is after how many reads of the wire others may run. The runtime
+	// does not see that a goroutine that blocks in short system calls is always
+	// there first.
+	yieldEvery = 16
 	// caution is how many requests, after one that made the turn pass, are
 	// handed to workers though nothing else is in work.
 	caution = 64
@@ -115,13 +120,14 @@ func (s *session) run(ctx context.Context) error {
 // and the goroutine that was stuck keeps its buffers, for its one request: its
 // payload lies in in before r, its reply in out from mark on.
 type turn struct {
-	in   []byte
-	r, w int // in[r:w] is read from the wire and not looked at
-	out  []byte
-	mark int    // the reply that is being made begins here in out
-	bulk bool   // the last request was a large write
-	pre  []byte // replies of an earlier turn, to be written before anything else
-	req  request
+	in    []byte
+	r, w  int // in[r:w] is read from the wire and not looked at
+	out   []byte
+	mark  int    // the reply that is being made begins here in out
+	fills uint   // how often in was filled
+	bulk  bool   // the last request was a large write
+	pre   []byte // replies of an earlier turn, to be written before anything else
+	req   request
 }
 
 func newTurn() *turn {
@@ -148,13 +154,14 @@ func (s *session) serve(t *turn) {
 	if err == errPassed {
 		return
 	}
-	if ferr := s.flush(t); err == nil || err == errDisconnect {
+	if ferr := s.flush(t); err == errDisconnect {
 		err = ferr
 	}
 	s.ended <- err
 }
 
-// requests reads and does requests.
+// requests reads and does requests until there is a reason to end, which is
+// errDisconnect for a good one.
 func (s *session) requests(t *turn) error {
 	if t.pre != nil {
 		if err := s.flush(t); err != nil {
@@ -197,7 +204,10 @@ func (s *session) fill(t *turn) error {
 		// Likely another: what of its payload is read here is copied once more.
 		p = p[:min(len(p), bulkFill)]
 	}
-	n, err := s.wire.Read(p)
+	if t.fills++; t.fills%yieldEvery == 0 {
+		runtime.Gosched()
+	}
+	n, err := s.wire.Read(p, !s.work.idle())
 	t.w += n
 	switch {
 	case n > 0 || err == nil:
@@ -250,7 +260,7 @@ func (s *session) send(p []byte) error {
 	if s.failed != nil {
 		return s.failed
 	}
-	return s.sent(s.wire.WriteOne(p))
+	return s.sent(s.wire.Write(p))
 }
 
 // sendParts does as send.
@@ -260,7 +270,7 @@ func (s *session) sendParts(p net.Buffers) error {
 	if s.failed != nil {
 		return s.failed
 	}
-	return s.sent(s.wire.Write(p))
+	return s.sent(s.wire.WriteParts(p))
 }
 
 // sent notes that a write failed: part of a reply may be out, nothing may
