@@ -116,17 +116,29 @@ func NewClient(ctx context.Context, conn net.Conn, cfg *ClientConfig) (*Client, 
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{calls: make(map[uint64]*call), ended: make(chan struct{}), minBlock: 1, preferred: defaultPreferred, maxPayload: defaultPayload}
+	c := newClient()
 	if err := g.open(c, cfg); err != nil {
 		return nil, g.fail(ctx, err)
 	}
 	if err := g.done(); err != nil {
 		return nil, g.fail(ctx, err)
 	}
+	c.start(g)
+	return c, nil
+}
+
+func newClient() *Client {
+	return &Client{
+		calls: make(map[uint64]*call), ended: make(chan struct{}),
+		minBlock: 1, preferred: defaultPreferred, maxPayload: defaultPayload,
+	}
+}
+
+// start begins transmission after the handshake.
+func (c *Client) start(g *greeting) {
 	c.conn = g.conn
 	c.r = bufio.NewReaderSize(c.conn, clientBuffer)
 	go c.receive()
-	return c, nil
 }
 
 // List asks a server for its exports over conn, which it owns and closes. The
