@@ -28,6 +28,17 @@ type ImportRequest struct {
 	Volume string `json:"volume"`
 	Labels
 	Handle string `json:"handle"` // of the open disk, see package handoff
+	// NBD, if not nil, says that what was handed over is a connection to an NBD
+	// server.
+	NBD *NBDSource `json:"nbd,omitempty"`
+}
+
+// NBDSource says what is read through a connection to an NBD server.
+type NBDSource struct {
+	Export   string `json:"export,omitempty"`   // name; empty: the default one
+	Bitmap   string `json:"bitmap,omitempty"`   // dirty bitmap of what changed since the last import of the volume
+	TLS      bool   `json:"tls,omitempty"`      // TLS is wanted, with the certificates of the region's system
+	Hostname string `json:"hostname,omitempty"` // that the server's certificate must have
 }
 
 // CopyRequest asks a region to pull a snapshot from another.

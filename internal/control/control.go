@@ -175,6 +175,7 @@ func (r *Region) Authenticate(ctx context.Context, token string) (snapferry.Acco
 // running is what an operation that runs in this process shows of itself.
 type running struct {
 	disk    vault.Disk // of an import
+	since   vault.Disk // the same, as what changed; may be nil
 	close   func()     // gives the disk back
 	started time.Time
 	total   int64

@@ -55,8 +55,11 @@ func (l Labels) snapshot(account snapferry.AccountID, size int64) meta.Snapshot 
 type ImportRequest struct {
 	Volume string // name of the lineage
 	Labels
-	Disk  vault.Disk // read by the job
-	Close func()     // gives the disk back, whatever becomes of the import
+	Disk vault.Disk // read by the job
+	// Since, if not nil, is Disk too, but its Next gives only what may have changed
+	// since the last import into the lineage; nothing else is read if there was one.
+	Since vault.Disk
+	Close func() // gives the disk back, whatever becomes of the import
 }
 
 // Disk that can tell whether it changed while it was read.
@@ -86,7 +89,7 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 	s := req.snapshot(account, req.Disk.Size())
 	s.State = snapferry.SnapshotCreating
 	r.mu.Lock()
-	r.imports[s.ID] = &running{disk: req.Disk, close: req.Close}
+	r.imports[s.ID] = &running{disk: req.Disk, since: req.Since, close: req.Close}
 	r.mu.Unlock()
 	err := r.db.Update(ctx, func(tx *meta.Tx) error {
 		vol, err := localVolume(tx, account, req.Volume)
@@ -203,7 +206,7 @@ func (r *Region) importDisk(ctx context.Context, run *job.Run, id snapferry.Snap
 	}
 	r.setRunning(id, x)
 	defer r.setRunning(id, nil)
-	if err := w.Import(ctx, x.disk, &st); err != nil {
+	if err := fillFrom(ctx, w, x, &st); err != nil {
 		return err
 	}
 	if c, ok := x.disk.(changer); ok {
@@ -220,6 +223,15 @@ func (r *Region) importDisk(ctx context.Context, run *job.Run, id snapferry.Snap
 		},
 	})
 	return err
+}
+
+// fillFrom reads all of a disk, or what has changed if that is known and the parent
+// has the rest.
+func fillFrom(ctx context.Context, w *vault.Writer, x *running, st *vault.ImportStats) error {
+	if base := w.Base(); x.since != nil && base.Root != nil && base.Size <= w.Size() {
+		return w.Update(ctx, x.since, st)
+	}
+	return w.Import(ctx, x.disk, st)
 }
 
 func (r *Region) snapshotRow(ctx context.Context, id snapferry.SnapshotID) (s meta.Snapshot, err error) {

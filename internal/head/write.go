@@ -196,7 +196,20 @@ func (v *Volume) zeroAdmitted(off, end int64) error {
 	shard := v.shard(off)
 	shard.RLock()
 	defer shard.RUnlock()
-	return v.cur.Load().top().Zero(off/pageSize, pages(off, int(end-off)))
+	vw := v.acquire()
+	defer vw.release()
+	for page, last := off/pageSize, (end+pageSize-1)/pageSize; page < last; {
+		_, state, run := vw.find(len(vw.layers), page, last-page)
+		// What is zero already stays as it is: a disk that is trimmed as a whole
+		// must not fill maps.
+		if state == layer.Data || state == layer.Below && !vw.zeros {
+			if err := vw.top().Zero(page, run); err != nil {
+				return err
+			}
+		}
+		page += run
+	}
+	return nil
 }
 
 // Sync makes everything durable whose write has returned, through whatever

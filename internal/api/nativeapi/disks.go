@@ -2,6 +2,8 @@ package nativeapi
 
 import (
 	"context"
+	"crypto/tls"
+	"net"
 	"os"
 	"sync/atomic"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/snapferry/snapferry/internal/api/internal/wire"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/source"
+	"github.com/snapferry/snapferry/nbd"
 )
 
 // take returns a file that was handed over.
@@ -32,6 +35,9 @@ func (a *api) importSnapshot(ctx context.Context, who account, req client.Import
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
+	if req.NBD != nil {
+		return a.importNBD(ctx, who, req, f)
+	}
 	d, err := source.FromFile(f, f.Name())
 	if err != nil {
 		f.Close()
@@ -44,6 +50,30 @@ func (a *api) importSnapshot(ctx context.Context, who account, req client.Import
 			f.Close()
 		},
 	})
+}
+
+// importNBD imports what an NBD server has at the other end of a connection that
+// was handed over.
+func (a *api) importNBD(ctx context.Context, who account, req client.ImportRequest, f *os.File) (snapferry.Snapshot, error) {
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return snapferry.Snapshot{}, snapferry.Errorf(snapferry.Invalid, "what was handed over is no connection: %w", err)
+	}
+	cfg := source.RemoteConfig{Bitmap: req.NBD.Bitmap, Name: "the NBD server", ClientConfig: nbd.ClientConfig{Export: req.NBD.Export}}
+	if req.NBD.TLS {
+		cfg.TLS = &tls.Config{ServerName: req.NBD.Hostname, MinVersion: tls.VersionTLS12}
+	}
+	// The import goes on when the request has ended.
+	d, err := source.FromNBD(context.WithoutCancel(ctx), conn, cfg)
+	if err != nil {
+		return snapferry.Snapshot{}, err
+	}
+	in := control.ImportRequest{Volume: req.Volume, Labels: labels(req.Labels), Disk: d, Close: func() { d.Close() }}
+	if delta, ok := d.Since(); ok {
+		in.Since = delta
+	}
+	return a.region.Import(ctx, who.ID, in)
 }
 
 type exportQuery struct {
