@@ -10,6 +10,8 @@ BENCH     ?= .
 IMAGES    ?=
 RUNS      ?= 3
 TIMEOUT   ?= 15m
+# Of one package under the race detector, on a machine that does other things too.
+RACETIMEOUT ?= 60m
 
 tool = go tool -modfile=tools/go.mod
 
@@ -45,7 +47,7 @@ tidy-check:
 	go mod tidy -diff
 
 race:
-	go test -race -shuffle=on -timeout $(TIMEOUT) ./...
+	go test -race -shuffle=on -timeout $(RACETIMEOUT) ./...
 
 # The Go benchmarks, and with IMAGES=DIR (made by bench/images.sh DIR) whole
 # commands against the peers that are in PATH, interleaved.

@@ -52,12 +52,14 @@ type mark struct {
 	reached chan struct{}
 }
 
-func newRelay(t *testing.T, to string) *relay {
+// newRelay starts a relay in front of a region; upload and fast are those of the
+// relay.
+func newRelay(t *testing.T, to string, upload, fast bool) *relay {
 	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &relay{listener: l, to: to}
+	r := &relay{listener: l, to: to, upload: upload, fast: fast}
 	r.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -177,7 +179,7 @@ type killed struct {
 
 func newKilled(t *testing.T) *killed {
 	k := prepareKilled(t, "none", demoEast, demoWest)
-	k.relay = newRelay(t, k.dev.configs[demoEast].Peer.Listen)
+	k.relay = newRelay(t, k.dev.configs[demoEast].Peer.Listen, false, false)
 	west := k.dev.configs[demoWest]
 	west.Peers = []knownPeer{{Name: demoEast, Address: k.relay.listener.Addr().String()}}
 	if err := writeYAML(k.dev.configFile(demoWest), west); err != nil {

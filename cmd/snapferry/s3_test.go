@@ -49,8 +49,7 @@ func startS3Regions(t *testing.T, slow pace, change ...func(*serverConfig)) *s3R
 	}
 	endpoint := r.store.Endpoint
 	if slow != allFast {
-		r.relay = newRelay(t, strings.TrimPrefix(endpoint, "http://"))
-		r.relay.upload, r.relay.fast = slow != slowDownloads, slow == watched
+		r.relay = newRelay(t, strings.TrimPrefix(endpoint, "http://"), slow != slowDownloads, slow == watched)
 		endpoint = "http://" + r.relay.listener.Addr().String()
 	}
 	cfg := r.dev.configs[demoEast]
