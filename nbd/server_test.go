@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -622,7 +623,7 @@ type script struct {
 	in     []byte
 	mu     sync.Mutex
 	out    bytes.Buffer
-	closed bool
+	closed atomic.Bool
 }
 
 func (s *script) Read(p []byte) (int, error) {
@@ -641,7 +642,7 @@ func (s *script) Write(p []byte) (int, error) {
 }
 
 func (s *script) Close() error {
-	s.closed = true
+	s.closed.Store(true)
 	return nil
 }
 
