@@ -314,19 +314,20 @@ func (s *session) request(t *turn) error {
 		return s.smallRead(t)
 	case r.cmd == cmdWrite && r.length <= smallOp:
 		return s.smallWrite(t)
-	case r.cmd == cmdWrite || r.cmd == cmdRead || r.cmd == cmdBlockStatus || r.cmd == cmdCache || !s.alone(t):
+	case r.cmd == cmdWrite || r.cmd == cmdRead || r.cmd == cmdBlockStatus || r.cmd == cmdCache || !s.alone(t, 0):
 		return s.hand(t)
 	}
 	return s.own(t)
 }
 
-// alone reports whether nothing else is to do on the connection.
-func (s *session) alone(t *turn) bool {
+// alone reports whether nothing else is to do on the connection than a request
+// whose payload is next in the input.
+func (s *session) alone(t *turn, payload int) bool {
 	if s.careful > 0 {
 		s.careful--
 		return false
 	}
-	return t.r == t.w && s.work.idle() && s.strays.Load() == 0
+	return t.w-t.r == payload && s.work.idle() && s.strays.Load() == 0
 }
 
 // known lists the flags that each command may have.
@@ -525,7 +526,7 @@ func (s *session) smallWrite(t *turn) error {
 	r := &t.req
 	n := int(r.length)
 	fua := r.flags&cmdFlagFUA != 0
-	if fua && t.r+n == t.w && s.work.idle() && s.strays.Load() == 0 && s.careful == 0 {
+	if fua && s.alone(t, n) {
 		return s.own(t)
 	}
 	if fua || s.now == nil || s.strays.Load() != 0 || s.spread(t, n) {
