@@ -216,7 +216,7 @@ func (s *session) fill(t *turn) error {
 	if t.fills++; t.fills%yieldEvery == 0 {
 		runtime.Gosched()
 	}
-	n, err := s.wire.Read(p, !s.work.idle())
+	n, err := s.wire.Read(p, !s.work.idle() || s.strays.Load() != 0)
 	t.w += n
 	switch {
 	case n > 0 || err == nil:
