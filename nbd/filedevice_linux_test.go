@@ -69,7 +69,11 @@ func (d *fileDevice) Zero(off, n int64, hole bool) error {
 	if hole {
 		return d.Trim(off, n)
 	}
-	return unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	err := unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if err == unix.EOPNOTSUPP { // tmpfs
+		_, err = d.f.WriteAt(make([]byte, n), off)
+	}
+	return err
 }
 
 func (d *fileDevice) Cache(off, n int64) error {

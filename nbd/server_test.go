@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -622,7 +623,7 @@ type script struct {
 	in     []byte
 	mu     sync.Mutex
 	out    bytes.Buffer
-	closed bool
+	closed atomic.Bool
 }
 
 func (s *script) Read(p []byte) (int, error) {
@@ -641,7 +642,7 @@ func (s *script) Write(p []byte) (int, error) {
 }
 
 func (s *script) Close() error {
-	s.closed = true
+	s.closed.Store(true)
 	return nil
 }
 
@@ -667,4 +668,37 @@ func TestAllocations(t *testing.T) {
 	}); n >= 1 {
 		t.Errorf("a read and a write: %v allocations", n)
 	}
+}
+
+// TestSpread has a device that takes its time with what it calls immediate: of
+// a burst, workers do the most.
+func TestSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory(1 << 20)
+		var handed atomic.Int32
+		m.now = func(string, int64) bool {
+			<-time.After(100 * time.Microsecond)
+			return true
+		}
+		m.slow = func(string, int64) { handed.Add(1) }
+		r, served := pipeServer(t, t.Context(), &ServerConfig{Exports: shelf{"": {Device: m}}})
+		r.open("", false)
+		const burst, n = 32, 5
+		var p []byte
+		for i := range uint64(burst) {
+			p = appendRequest(p, &request{cmd: cmdRead, cookie: i, off: i << 12, length: 512})
+			p = append(appendRequest(p, &request{cmd: cmdWrite, cookie: i, off: i << 12, length: 512}), make([]byte, 512)...)
+		}
+		for range n {
+			r.write(p)
+			r.read(burst * (2*simpleSize + 512))
+		}
+		if got := handed.Load(); got < burst {
+			t.Errorf("%d of %d requests were handed to workers", got, 2*burst*n)
+		}
+		r.write(appendRequest(nil, &request{cmd: cmdDisc}))
+		if err := <-served; err != nil {
+			t.Errorf("Serve: got %v", err)
+		}
+	})
 }

@@ -28,7 +28,7 @@ const (
 	yieldEvery = 16
 	// slowPace is what requests take that are better spread over workers, where
 	// there are several: a switch costs less.
-	slowPace = 20 * time.Microsecond
+	slowPace = 40 * time.Microsecond
 	// caution is how many requests, after one that made the turn pass, are
 	// handed to workers though nothing else is in work.
 	caution = 64
@@ -67,6 +67,7 @@ type session struct {
 	watch   watchdog
 	work    workers
 	buffers buffers
+	spare   sync.Pool // of *turn, whose request was done at last
 }
 
 func newSession(cfg *ServerConfig, h *handshake, w wire) *session {
@@ -128,11 +129,10 @@ type turn struct {
 	in    []byte
 	r, w  int // in[r:w] is read from the wire and not looked at
 	out   []byte
-	mark  int    // the reply that is being made begins here in out
-	fills uint   // how often in was filled
-	own   int    // small reads and writes that were done
-	bulk  bool   // the last request was a large write
-	pre   []byte // replies of an earlier turn, to be written before anything else
+	mark  int  // the reply that is being made begins here in out
+	fills uint // how often in was filled
+	own   int  // small reads and writes that were done
+	bulk  bool // the last request was a large write
 	req   request
 }
 
@@ -140,11 +140,15 @@ func newTurn() *turn {
 	return &turn{in: make([]byte, inputSize), out: make([]byte, 0, outputSize)}
 }
 
-// pass returns the turn that goes on after t, which is stuck with a request.
-func (t *turn) pass() *turn {
-	n := newTurn()
-	n.w = copy(n.in, t.in[t.r:t.w])
-	n.pre = t.out[:t.mark:t.mark]
+// pass returns the turn that goes on after t, which is stuck with a request: with
+// the replies that t has not written, and what it has not looked at.
+func (s *session) pass(t *turn) *turn {
+	n, _ := s.spare.Get().(*turn)
+	if n == nil {
+		n = newTurn()
+	}
+	n.r, n.w = 0, copy(n.in, t.in[t.r:t.w])
+	n.out = append(n.out[:0], t.out[:t.mark]...)
 	return n
 }
 
@@ -169,11 +173,6 @@ func (s *session) serve(t *turn) {
 // requests reads and does requests until there is a reason to end, which is
 // errDisconnect for a good one.
 func (s *session) requests(t *turn) error {
-	if t.pre != nil {
-		if err := s.flush(t); err != nil {
-			return err
-		}
-	}
 	for {
 		began, own := time.Now(), t.own
 		for t.w-t.r >= requestSize {
@@ -217,7 +216,7 @@ func (s *session) fill(t *turn) error {
 	if t.fills++; t.fills%yieldEvery == 0 {
 		runtime.Gosched()
 	}
-	n, err := s.wire.Read(p, !s.work.idle())
+	n, err := s.wire.Read(p, !s.work.idle() || s.strays.Load() != 0)
 	t.w += n
 	switch {
 	case n > 0 || err == nil:
@@ -234,13 +233,6 @@ func (s *session) fill(t *turn) error {
 
 // flush writes the replies that the turn has collected.
 func (s *session) flush(t *turn) error {
-	if t.pre != nil {
-		pre := t.pre
-		t.pre = nil
-		if err := s.send(pre); err != nil {
-			return err
-		}
-	}
 	if len(t.out) == 0 {
 		return nil
 	}
@@ -314,19 +306,20 @@ func (s *session) request(t *turn) error {
 		return s.smallRead(t)
 	case r.cmd == cmdWrite && r.length <= smallOp:
 		return s.smallWrite(t)
-	case r.cmd == cmdWrite || r.cmd == cmdRead || r.cmd == cmdBlockStatus || r.cmd == cmdCache || !s.alone(t):
+	case r.cmd == cmdWrite || r.cmd == cmdRead || r.cmd == cmdBlockStatus || r.cmd == cmdCache || !s.alone(t, 0):
 		return s.hand(t)
 	}
 	return s.own(t)
 }
 
-// alone reports whether nothing else is to do on the connection.
-func (s *session) alone(t *turn) bool {
+// alone reports whether nothing else is to do on the connection than a request
+// whose payload is next in the input.
+func (s *session) alone(t *turn, payload int) bool {
 	if s.careful > 0 {
 		s.careful--
 		return false
 	}
-	return t.r == t.w && s.work.idle() && s.strays.Load() == 0
+	return t.w-t.r == payload && s.work.idle() && s.strays.Load() == 0
 }
 
 // known lists the flags that each command may have.
@@ -525,7 +518,7 @@ func (s *session) smallWrite(t *turn) error {
 	r := &t.req
 	n := int(r.length)
 	fua := r.flags&cmdFlagFUA != 0
-	if fua && t.r+n == t.w && s.work.idle() && s.strays.Load() == 0 && s.careful == 0 {
+	if fua && s.alone(t, n) {
 		return s.own(t)
 	}
 	if fua || s.now == nil || s.strays.Load() != 0 || s.spread(t, n) {
@@ -579,6 +572,7 @@ func (s *session) own(t *turn) error {
 // stray sends the one reply of a turn that was passed.
 func (s *session) stray(t *turn) error {
 	s.send(t.out[t.mark:]) // a failure ends the session by itself
+	s.spare.Put(t)
 	s.strays.Add(-1)
 	return errPassed
 }
@@ -587,6 +581,6 @@ func (s *session) stray(t *turn) error {
 func (s *session) passTurn(t *turn) {
 	s.strays.Add(1)
 	s.careful = caution
-	n := t.pass()
+	n := s.pass(t)
 	s.turns.Go(func() { s.serve(n) })
 }

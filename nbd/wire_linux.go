@@ -1,20 +1,27 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+const idleAfter = 100 * time.Millisecond
 
 // socketWire is the wire over a socket, by system calls that may block a
 // thread. With few requests on their way at a time this saves, for each, the
 // read that finds nothing and the waiting in epoll: half of the CPU time of a
 // small read. The socket is none that package net knows: net would keep it in
 // its epoll, which would wake a thread for nothing whenever bytes arrive.
+//
+// A read blocks for at most idleAfter; then it waits at a gate, so that a
+// connection that is idle has no thread.
 //
 // A thread that is blocked keeps its share of GOMAXPROCS for up to 10 ms, from
 // goroutines that have something to do. So who reads while there are some, and
@@ -44,7 +51,8 @@ func newWire(conn net.Conn) (wire, error) {
 	if dupErr != nil {
 		return nil, dupErr
 	}
-	if err := unix.SetNonblock(fd, false); err != nil {
+	wait := unix.NsecToTimeval(idleAfter.Nanoseconds())
+	if err := errors.Join(unix.SetNonblock(fd, false), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
