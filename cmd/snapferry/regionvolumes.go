@@ -80,7 +80,7 @@ func (s *regionServer) openVolumes(id *pki.Identity, ca *x509.CertPool) (v contr
 		if c.Listener, err = net.Listen("tcp", s.cfg.NBDListen); err != nil {
 			return v, listenError("nbd_listen", s.cfg.NBDListen, err)
 		}
-		c.TLS = pki.PeerServerConfig(id, ca)
+		c.TLS = pki.VolumeServerConfig(id, ca)
 		c.Address = reachable(c.Listener.Addr().String())
 	}
 	exports := export.New(c)
