@@ -116,7 +116,7 @@ def measure(server, job, a):
     if fsync:
         argv.append(f"--fsync={fsync}")
     before = cpu(server.pid) if server.pid else 0
-    out = subprocess.run(argv, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True).stdout
+    out = subprocess.run(argv, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60 + 4 * a.seconds).stdout
     spent = cpu(server.pid) - before if server.pid else 0
     j = json.loads(out[out.index("{"):])["jobs"][0]
     x = j["read"] if rw.endswith("read") else j["write"]

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/snapferry/snapferry"
 )
@@ -20,6 +22,13 @@ const (
 	smallOp = 64 << 10
 	// bulkFill is what is read at a time between large writes.
 	bulkFill = 4 << 10
+	// yieldEvery is after how many reads of the wire others may run. The runtime
+	// does not see that a goroutine that blocks in short system calls is always
+	// there first.
+	yieldEvery = 16
+	// slowPace is what requests take that are better spread over workers, where
+	// there are several: a switch costs less.
+	slowPace = 20 * time.Microsecond
 	// caution is how many requests, after one that made the turn pass, are
 	// handed to workers though nothing else is in work.
 	caution = 64
@@ -54,6 +63,7 @@ type session struct {
 	ended   chan error     // of the last turn, once
 	strays  atomic.Int32   // turns that were passed and whose request is not done yet
 	careful int            // requests left of caution; of who has the turn
+	pace    time.Duration  // what a request that the turn does itself took lately; of who has the turn
 	watch   watchdog
 	work    workers
 	buffers buffers
@@ -115,13 +125,15 @@ func (s *session) run(ctx context.Context) error {
 // and the goroutine that was stuck keeps its buffers, for its one request: its
 // payload lies in in before r, its reply in out from mark on.
 type turn struct {
-	in   []byte
-	r, w int // in[r:w] is read from the wire and not looked at
-	out  []byte
-	mark int    // the reply that is being made begins here in out
-	bulk bool   // the last request was a large write
-	pre  []byte // replies of an earlier turn, to be written before anything else
-	req  request
+	in    []byte
+	r, w  int // in[r:w] is read from the wire and not looked at
+	out   []byte
+	mark  int    // the reply that is being made begins here in out
+	fills uint   // how often in was filled
+	own   int    // small reads and writes that were done
+	bulk  bool   // the last request was a large write
+	pre   []byte // replies of an earlier turn, to be written before anything else
+	req   request
 }
 
 func newTurn() *turn {
@@ -148,13 +160,14 @@ func (s *session) serve(t *turn) {
 	if err == errPassed {
 		return
 	}
-	if ferr := s.flush(t); err == nil || err == errDisconnect {
+	if ferr := s.flush(t); err == errDisconnect {
 		err = ferr
 	}
 	s.ended <- err
 }
 
-// requests reads and does requests.
+// requests reads and does requests until there is a reason to end, which is
+// errDisconnect for a good one.
 func (s *session) requests(t *turn) error {
 	if t.pre != nil {
 		if err := s.flush(t); err != nil {
@@ -162,6 +175,7 @@ func (s *session) requests(t *turn) error {
 		}
 	}
 	for {
+		began, own := time.Now(), t.own
 		for t.w-t.r >= requestSize {
 			if !parseRequest(t.in[t.r:], &t.req) {
 				return snapferry.Errorf(snapferry.Invalid, "the client sent no request where one must be")
@@ -174,6 +188,9 @@ func (s *session) requests(t *turn) error {
 			if err := s.request(t); err != nil {
 				return err
 			}
+		}
+		if n := t.own - own; n > 0 {
+			s.pace += (time.Since(began)/time.Duration(n) - s.pace) / 8
 		}
 		if err := s.flush(t); err != nil {
 			return err
@@ -197,7 +214,10 @@ func (s *session) fill(t *turn) error {
 		// Likely another: what of its payload is read here is copied once more.
 		p = p[:min(len(p), bulkFill)]
 	}
-	n, err := s.wire.Read(p)
+	if t.fills++; t.fills%yieldEvery == 0 {
+		runtime.Gosched()
+	}
+	n, err := s.wire.Read(p, !s.work.idle())
 	t.w += n
 	switch {
 	case n > 0 || err == nil:
@@ -250,7 +270,7 @@ func (s *session) send(p []byte) error {
 	if s.failed != nil {
 		return s.failed
 	}
-	return s.sent(s.wire.WriteOne(p))
+	return s.sent(s.wire.Write(p))
 }
 
 // sendParts does as send.
@@ -260,7 +280,7 @@ func (s *session) sendParts(p net.Buffers) error {
 	if s.failed != nil {
 		return s.failed
 	}
-	return s.sent(s.wire.Write(p))
+	return s.sent(s.wire.WriteParts(p))
 }
 
 // sent notes that a write failed: part of a reply may be out, nothing may
@@ -443,9 +463,10 @@ func (s *session) finish(p []byte, r *request, err error) []byte {
 // hands the request over.
 func (s *session) smallRead(t *turn) error {
 	r := &t.req
-	if s.now == nil || s.strays.Load() != 0 {
+	if s.now == nil || s.strays.Load() != 0 || s.spread(t, 0) {
 		return s.hand(t)
 	}
+	t.own++
 	n := int(r.length)
 	if err := s.room(t, dataChunkSize+n); err != nil {
 		return err
@@ -484,6 +505,12 @@ func (s *session) smallRead(t *turn) error {
 	return nil
 }
 
+// spread reports whether a small read or write is better done by a worker,
+// because they take long and another one is waiting.
+func (s *session) spread(t *turn, payload int) bool {
+	return s.pace > slowPace && t.w-t.r >= payload+requestSize
+}
+
 // isHole reports whether a small read may be answered by one chunk of a hole.
 func (s *session) isHole(r *request) bool {
 	if s.holes == nil || !s.structured {
@@ -501,9 +528,10 @@ func (s *session) smallWrite(t *turn) error {
 	if fua && t.r+n == t.w && s.work.idle() && s.strays.Load() == 0 && s.careful == 0 {
 		return s.own(t)
 	}
-	if fua || s.now == nil || s.strays.Load() != 0 {
+	if fua || s.now == nil || s.strays.Load() != 0 || s.spread(t, n) {
 		return s.hand(t)
 	}
+	t.own++
 	if err := s.room(t, chunkSize+6+maxString); err != nil {
 		return err
 	}

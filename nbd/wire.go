@@ -6,13 +6,15 @@ import (
 )
 
 // wire is the connection of a session. One goroutine reads, one at a time
-// writes; the others may be called at any time until Close.
+// writes; CloseRead and Abort may be called at any time until Close.
 type wire interface {
-	Read(p []byte) (int, error) // as io.Reader
-	// Write writes all of the parts, which it may change, or returns an error.
-	Write(parts net.Buffers) error
-	// WriteOne writes all of p.
-	WriteOne(p []byte) error
+	// Read is as that of io.Reader. busy says that other goroutines have
+	// something to do meanwhile.
+	Read(p []byte, busy bool) (int, error)
+	// Write writes all of p.
+	Write(p []byte) error
+	// WriteParts writes all of the parts, which it may change.
+	WriteParts(parts net.Buffers) error
 	// CloseRead ends a read that waits. What has arrived may still be read.
 	CloseRead()
 	// Abort ends everything that waits.
@@ -24,15 +26,15 @@ type wire interface {
 // connWire is the wire over any connection.
 type connWire struct{ conn net.Conn }
 
-func (w connWire) Read(p []byte) (int, error) { return w.conn.Read(p) }
+func (w connWire) Read(p []byte, _ bool) (int, error) { return w.conn.Read(p) }
 
-func (w connWire) Write(parts net.Buffers) error {
-	_, err := parts.WriteTo(w.conn)
+func (w connWire) Write(p []byte) error {
+	_, err := w.conn.Write(p)
 	return err
 }
 
-func (w connWire) WriteOne(p []byte) error {
-	_, err := w.conn.Write(p)
+func (w connWire) WriteParts(parts net.Buffers) error {
+	_, err := parts.WriteTo(w.conn)
 	return err
 }
 

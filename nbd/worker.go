@@ -142,7 +142,7 @@ func (s *session) payload(t *turn, p []byte) error {
 		return err
 	}
 	for n < len(p) {
-		m, err := s.wire.Read(p[n:])
+		m, err := s.wire.Read(p[n:], !s.work.idle())
 		n += m
 		if err != nil && n < len(p) {
 			if s.closing.Load() {

@@ -136,6 +136,26 @@ func (r *Region) recordSnapshots(ctx context.Context, account snapferry.AccountI
 // runUpload is the job that makes versions of the frozen layers of a volume, one
 // after the other, the oldest first. It is run again as a whole.
 func (r *Region) runUpload(ctx context.Context, run *job.Run) error {
+	l := r.live(snapferry.VolumeID(run.Job.Subject))
+	r.mu.Lock()
+	l.more = l.uploading // the other one goes on with it
+	busy := l.uploading
+	l.uploading = true
+	r.mu.Unlock()
+	for !busy {
+		err := r.uploadAll(ctx, run)
+		r.mu.Lock()
+		l.uploading = l.more && err == nil
+		busy, l.more = !l.uploading, false
+		r.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 	id := snapferry.VolumeID(run.Job.Subject)
 	h, err := r.Live(ctx, id)
 	if snapferry.IsKind(err, snapferry.NotFound) {
@@ -154,7 +174,7 @@ func (r *Region) runUpload(ctx context.Context, run *job.Run) error {
 			return nil
 		}
 		err = r.upload(ctx, run, h, u, s)
-		if err == nil || snapferry.IsKind(err, snapferry.Conflict) && r.settled(ctx, s.ID) {
+		if err == nil || ctx.Err() == nil && r.settled(ctx, s.ID) {
 			continue // or it was deleted meanwhile
 		}
 		if retry(ctx, err) || ctx.Err() != nil {

@@ -54,6 +54,8 @@ type live struct {
 	head *head.Volume // nil: not open; guarded by mu
 
 	hydration *running // while it runs; guarded by Region.mu
+	uploading bool     // by a job of this process; guarded by Region.mu
+	more      bool     // something came that the job may not have seen; guarded by Region.mu
 }
 
 func (r *Region) live(id snapferry.VolumeID) *live {
@@ -156,6 +158,11 @@ func (r *Region) closeVolumes() {
 	r.mu.Unlock()
 	r.behind.Wait()
 	for id, l := range all {
+		l.mu.Lock()
+		if l.head != nil {
+			l.head.Interrupt() // else a client's read may wait for the bucket
+		}
+		l.mu.Unlock()
 		if r.files.Exporter != nil {
 			if err := r.files.Exporter.Stop(id); err != nil {
 				r.log.Error("stop serving a volume", "volume", id, "err", err)

@@ -50,7 +50,6 @@ type Volume struct {
 	size   atomic.Int64
 	ctx    context.Context // ends with Close; not of a request
 	cancel context.CancelFunc
-	work   sync.WaitGroup
 
 	// gate is passed by each write, for as long as it touches local files, and
 	// closed for the moment in which another layer becomes the top.
@@ -250,12 +249,14 @@ func (v *Volume) endSlab(s *slab) {
 	}
 }
 
-// Close syncs and closes the volume. Nobody may use it any more; what its
-// background work was doing is given up.
+// Interrupt ends whatever waits for the base, with an error, and lets nothing wait
+// for it any more. It is for the time before Close.
+func (v *Volume) Interrupt() { v.cancel() }
+
+// Close syncs and closes the volume. Nobody may use it any more.
 func (v *Volume) Close() error {
 	err := v.Sync()
 	v.cancel()
-	v.work.Wait()
 	if v.c.Caches != nil {
 		v.c.Caches.leave(v)
 	}

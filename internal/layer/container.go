@@ -302,12 +302,14 @@ func decode(p []byte) (c *container, ok bool) {
 
 // last returns the highest page of state s, or -1.
 func (c *container) last(s State) int {
-	for page := pagesPerMap - 1; page >= 0 && c != nil; page-- {
-		if c.look(page) == s {
-			return page
-		}
+	if c.counts()[s] == 0 {
+		return -1
 	}
-	return -1
+	page := pagesPerMap - 1
+	for c.look(page) != s {
+		page--
+	}
+	return page
 }
 
 // memory returns the bytes that c takes.

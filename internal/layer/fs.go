@@ -97,3 +97,11 @@ func Failure(doing string, err error) error {
 	}
 	return snapferry.Errorf(snapferry.Internal, "%s: %w", doing, err)
 }
+
+// failure is Failure of what was done to a name, or nil.
+func failure(verb, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return Failure(verb+" "+name, err)
+}

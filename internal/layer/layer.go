@@ -60,6 +60,7 @@ type Layer struct {
 
 	stripes  [maxStripes]atomic.Pointer[stripe]
 	making   sync.Mutex  // held to make a stripe, or a file of one
+	shut     bool        // Close was called; under making
 	unlisted atomic.Bool // files were made that the directory may not name after a crash
 
 	data, zero atomic.Int64 // pages of that state
@@ -125,11 +126,15 @@ func Remove(fsys FS, dir string) error {
 	return fsys.Remove(dir)
 }
 
-// Close closes the files. It syncs nothing. Whatever is called afterwards fails
-// when it needs a file.
+// Close closes the files, once. It syncs nothing. Whatever is called afterwards
+// fails when it needs a file.
 func (l *Layer) Close() error {
 	l.making.Lock()
 	defer l.making.Unlock()
+	if l.shut {
+		return nil
+	}
+	l.shut = true
 	var errs []error
 	for i := range l.stripes {
 		if s := l.stripes[i].Load(); s != nil {
@@ -305,13 +310,14 @@ func (l *Layer) mark(page, n int64, s State, were func(e extent.Extent, data int
 // mark changes the container number i, and returns by how many pages each state
 // has more now.
 func (st *stripe) mark(i, page, n int, s State) [numStates]int {
+	// Nobody else writes these pages now, so what they are needs no lock.
+	if was, k := st.maps[i].Load().run(page); was == s && k >= n {
+		return [numStates]int{}
+	}
 	lock := &st.locks[i%len(st.locks)]
 	lock.Lock()
 	defer lock.Unlock()
 	c := st.maps[i].Load()
-	if was, k := c.run(page); was == s && k >= n {
-		return [numStates]int{}
-	}
 	next, change := c.with(page, n, s)
 	if next != c {
 		st.maps[i].Store(next)

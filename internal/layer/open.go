@@ -72,9 +72,13 @@ func (l *Layer) load(names []string) error {
 			return err
 		}
 	}
+	var buf []byte
 	for i := range l.stripes {
 		if s := l.stripes[i].Load(); s != nil && s.states.Load() != nil {
-			if err := l.loadStripe(s); err != nil {
+			if buf == nil {
+				buf = make([]byte, mapsAtOnce*mapPage)
+			}
+			if err := l.loadStripe(s, buf); err != nil {
 				return err
 			}
 		}
@@ -98,8 +102,8 @@ func (l *Layer) openFile(slot *atomic.Pointer[file], name string) error {
 }
 
 // loadStripe reads the map file of a stripe and checks it against the size of
-// the volume and of the data file.
-func (l *Layer) loadStripe(s *stripe) error {
+// the volume and of the data file; buf is of whole map pages.
+func (l *Layer) loadStripe(s *stripe, buf []byte) error {
 	name := fileName(mapFile, s.number)
 	f := s.states.Load()
 	size, _, err := f.Stat()
@@ -109,7 +113,6 @@ func (l *Layer) loadStripe(s *stripe) error {
 	if size > stripeMaps*mapPage {
 		return l.corrupt("%s has %d bytes, more than %d", name, size, stripeMaps*mapPage)
 	}
-	buf := make([]byte, mapsAtOnce*mapPage)
 	for off := int64(0); off < size; {
 		e, ok, err := f.NextData(off)
 		if err != nil {

@@ -131,11 +131,15 @@ const closed = 1 << 62
 
 // enter reports whether fd can be used; leave must follow then.
 func (h *handle) enter() bool {
-	if h.users.Add(1) > 0 {
-		return true
+	for {
+		n := h.users.Load()
+		if n < 0 {
+			return false
+		}
+		if h.users.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
-	h.leave()
-	return false
 }
 
 func (h *handle) leave() {
@@ -323,12 +327,4 @@ func retry(call func() error) error {
 			return err
 		}
 	}
-}
-
-// failure is Failure of what was done to a name, or nil.
-func failure(verb, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return Failure(verb+" "+name, err)
 }

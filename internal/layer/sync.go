@@ -16,11 +16,28 @@ import (
 // written, then the directory if files were made, and only then writes and
 // syncs those maps: what it writes speaks of data that is durable, of files that
 // are there. States that change meanwhile are the next Sync's.
-func (l *Layer) Sync() error { return l.group.do(l.sync) }
+func (l *Layer) Sync() error {
+	if !l.Dirty() {
+		return nil
+	}
+	return l.group.do(l.sync)
+}
 
-// Dirty reports whether Sync would have anything to do, or has not ended.
+// Dirty reports whether Sync would have anything to do, or has not ended. What
+// was written before the call, and of which it reports false, is durable.
 func (l *Layer) Dirty() bool {
-	if l.unlisted.Load() || l.broken.Load() != nil {
+	runs, busy := l.group.state()
+	if busy || l.written() {
+		return true
+	}
+	// A run that came meanwhile may have taken what was written, and failed.
+	again, busy := l.group.state()
+	return busy || again != runs || l.broken.Load() != nil
+}
+
+// written reports whether something was written that no Sync has taken.
+func (l *Layer) written() bool {
+	if l.unlisted.Load() {
 		return true
 	}
 	for i := range l.stripes {
@@ -28,7 +45,7 @@ func (l *Layer) Dirty() bool {
 			return true
 		}
 	}
-	return l.group.running()
+	return false
 }
 
 func (s *stripe) dirty() bool {
@@ -45,6 +62,15 @@ func (s *stripe) dirty() bool {
 	return false
 }
 
+// Broken returns the error that every Sync returns since a sync of the system
+// failed, or nil.
+func (l *Layer) Broken() error {
+	if err := l.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // taken is a changed map, as it was when a Sync began.
 type taken struct {
 	stripe *stripe
@@ -53,8 +79,8 @@ type taken struct {
 }
 
 func (l *Layer) sync() error {
-	if err := l.broken.Load(); err != nil {
-		return *err
+	if err := l.Broken(); err != nil {
+		return err
 	}
 	maps := l.take()
 	err := l.syncTaken(maps)
@@ -102,7 +128,7 @@ func (l *Layer) syncFiles(of func(*stripe) *file) error {
 // could not write, and would say nothing of it a second time.
 func (l *Layer) breaks(err error) error {
 	e := snapferry.Errorf(snapferry.Unavailable, "layer %s cannot be made durable any more: %w", l.dir, err)
-	var broken error = e.WithHint("look at the kernel's log, then stop and start the server")
+	var broken error = e.WithHint("look at the kernel's log; start the machine again before the volume is used, so that it shows what is on the disk")
 	l.broken.Store(&broken)
 	return broken
 }
@@ -173,6 +199,7 @@ func (l *Layer) writeMaps(maps []taken) error {
 // that begins after its call.
 type group struct {
 	mu   sync.Mutex
+	runs int    // that have begun
 	busy bool   // a run is under way, or its leader was chosen
 	next *round // that has not begun
 }
@@ -202,6 +229,7 @@ func (g *group) do(fn func() error) error {
 	}
 	g.mu.Lock()
 	g.next = nil // who comes now comes too late
+	g.runs++
 	g.mu.Unlock()
 	r.err = fn()
 	g.mu.Lock()
@@ -213,8 +241,9 @@ func (g *group) do(fn func() error) error {
 	return r.err
 }
 
-func (g *group) running() bool {
+// state returns how many runs have begun, and whether one is under way.
+func (g *group) state() (runs int, busy bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.busy
+	return g.runs, g.busy
 }

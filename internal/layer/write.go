@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"path"
 	"sync/atomic"
 
@@ -218,7 +219,11 @@ func (l *Layer) makeFile(slot *atomic.Pointer[file], kind string, number int) er
 	if slot.Load() != nil {
 		return nil
 	}
-	f, err := l.fs.OpenFile(path.Join(l.dir, fileName(kind, number)), true)
+	name := path.Join(l.dir, fileName(kind, number))
+	if l.shut {
+		return failure("make", name, fs.ErrClosed)
+	}
+	f, err := l.fs.OpenFile(name, true)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ const rooms = `
 3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
 3 internal/kms filekms kmstest
-3 internal/layer
+3 internal/layer layertest
 3 internal/pki
 3 internal/handoff
 4 internal/vault

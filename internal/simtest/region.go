@@ -20,7 +20,9 @@ import (
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -38,6 +40,12 @@ type Options struct {
 	Lease  time.Duration // of jobs; 0 for the default
 	// Grace is the time before a condemned object is removed; 0 for none.
 	Grace time.Duration
+	// Files is where live volumes have their files; nil for none.
+	Files layer.FS
+	// CacheBytes is the budget of what is near; 0 keeps only what is in use.
+	CacheBytes int64
+	// Exporter serves volumes; nil for none.
+	Exporter control.Exporter
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
@@ -146,7 +154,13 @@ func (r *Region) start() {
 	jobs := job.New(r.DB, job.Config{
 		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
 	})
+	volumes := control.VolumeConfig{FS: r.opts.Files, Exporter: r.opts.Exporter}
+	if volumes.FS != nil {
+		r.openFiles(&volumes)
+	}
 	r.Control = control.New(control.Config{
+		Volumes: volumes,
+
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,
 	})
 	r.live.Store(r.Control)
@@ -166,9 +180,26 @@ func (r *Region) start() {
 	r.stop = func() {
 		cancel()
 		<-ended
+		if volumes.Caches != nil {
+			if err := volumes.Caches.Close(); err != nil {
+				r.tb.Errorf("close caches of %s: %v", r.Name, err)
+			}
+		}
 		if err := db.Close(); err != nil {
 			r.tb.Errorf("close metadata of %s: %v", r.Name, err)
 		}
+	}
+}
+
+// openFiles makes the folders of live volumes and opens the caches.
+func (r *Region) openFiles(c *control.VolumeConfig) {
+	r.tb.Helper()
+	if err := c.FS.Mkdir("volumes"); err != nil && !snapferry.IsKind(err, snapferry.Exists) {
+		r.tb.Fatal(err)
+	}
+	var err error
+	if c.Caches, err = head.OpenCaches(c.FS, "caches", r.opts.CacheBytes, nil); err != nil {
+		r.tb.Fatal(err)
 	}
 }
 
