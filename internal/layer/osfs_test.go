@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/snapferry/snapferry"
 )
@@ -166,6 +167,39 @@ func TestCopyFrom(t *testing.T) {
 	to.copies.Store(true)
 	if _, err := to.CopyFrom(from, 0, 1); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("where it cannot: got %v", err)
+	}
+}
+
+// TestCloseOnce proves that a descriptor is closed once, with its last user: the
+// next file has its number.
+func TestCloseOnce(t *testing.T) {
+	d, _ := testDir(t)
+	p := []byte{1}
+	f := testFile(t, d, "f", p)
+	if !f.fd.enter() {
+		t.Fatal("an open file cannot be used")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Pread(f.fd.fd, p, 0); err != nil {
+		t.Errorf("closed under its user: %v", err)
+	}
+	f.fd.leave()
+	g := testFile(t, d, "g", p)
+	if g.fd.fd != f.fd.fd {
+		t.Errorf("the descriptor is still open: got %d, then %d", f.fd.fd, g.fd.fd)
+	}
+	for range 3 {
+		if _, err := f.ReadAt(p, 0); !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("read: got %v, want %v", err, fs.ErrClosed)
+		}
+		if err := f.Close(); !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("close: got %v, want %v", err, fs.ErrClosed)
+		}
+	}
+	if _, err := g.ReadAt(p, 0); err != nil {
+		t.Errorf("the next file was closed: %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package layer_test
 
 import (
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -13,6 +14,9 @@ import (
 	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/layer/layertest"
 )
+
+// lives is how many layers TestPowerCuts lets live, through 20 cuts each.
+var lives = flag.Uint64("lives", 100, "layers that live through 20 cuts of the power each")
 
 const (
 	sectors     = layer.PageSize / 512
@@ -405,11 +409,7 @@ func (w *world) reboot() {
 // TestPowerCuts lets random calls, some within others, end in a cut of the
 // power, over and over again.
 func TestPowerCuts(t *testing.T) {
-	seeds := uint64(100)
-	if testing.Short() {
-		seeds = 30
-	}
-	for seed := range seeds {
+	for seed := range *lives {
 		w := newWorld(t, seed)
 		for range 20 {
 			w.live()
