@@ -83,6 +83,51 @@ type SnapshotList struct {
 	Next      snapferry.SnapshotID `json:"next,omitempty"` // pass as after for the next page
 }
 
+// SnapshotRequest asks for snapshots of live volumes, all at one moment.
+type SnapshotRequest struct {
+	Volumes []snapferry.VolumeID `json:"volumes"`
+	Labels
+}
+
+// VolumeRequest asks for new live volumes.
+type VolumeRequest struct {
+	Size     int64                `json:"size,omitempty"`     // bytes; 0: that of the snapshot
+	Snapshot snapferry.SnapshotID `json:"snapshot,omitempty"` // what they have at first; empty: zeros
+	Name     string               `json:"name,omitempty"`     // empty: the id; with a count, -1, -2 ... are added
+	Tags     snapferry.Tags       `json:"tags,omitempty"`
+	Count    int                  `json:"count,omitempty"` // 0: one
+}
+
+// VolumeList is live volumes, newest first; those that were made are in the
+// order of their making.
+type VolumeList struct {
+	Volumes []snapferry.Volume `json:"volumes"`
+}
+
+// ResizeRequest asks for a volume to be made larger.
+type ResizeRequest struct {
+	Size int64 `json:"size"` // bytes
+}
+
+// RollbackRequest asks for a volume to be put back to a snapshot.
+type RollbackRequest struct {
+	Snapshot         snapferry.SnapshotID `json:"snapshot"`
+	NoSafetySnapshot bool                 `json:"no_safety_snapshot,omitempty"` // lose what it has now
+}
+
+// HydrateRequest asks for all that a volume reads from the bucket to be brought
+// near.
+type HydrateRequest struct {
+	Rate int64 `json:"rate,omitempty"` // bytes per second; 0: no limit
+}
+
+// VolumeExportRequest asks for a volume to be served to NBD clients.
+type VolumeExportRequest struct {
+	Socket   string `json:"socket,omitempty"` // path on the region's machine; empty: the region chooses
+	TLS      bool   `json:"tls,omitempty"`    // TCP with TLS instead of a socket
+	ReadOnly bool   `json:"readonly,omitempty"`
+}
+
 // Event is one line of the answer to a long request: progress, then an item
 // for each result, and at last Done or Error.
 type Event struct {

@@ -125,6 +125,19 @@ func (s *Set) Contains(off int64) bool {
 	return i < len(s.runs) && s.runs[i].from <= off
 }
 
+// Run returns for how many numbers from off on, at most n, it is the same whether
+// they are in the set, and whether they are. n is at least 1.
+func (s *Set) Run(off, n int64) (length int64, in bool) {
+	i := sort.Search(len(s.runs), func(i int) bool { return s.runs[i].to > off })
+	switch {
+	case i == len(s.runs):
+		return n, false
+	case s.runs[i].from <= off:
+		return min(n, s.runs[i].to-off), true
+	}
+	return min(n, s.runs[i].from-off), false
+}
+
 // All goes through the extents in ascending order. The set must not change
 // meanwhile.
 func (s *Set) All() iter.Seq[Extent] {

@@ -31,6 +31,12 @@ type serverConfig struct {
 
 	ReclaimGrace   *time.Duration `yaml:"reclaim_grace,omitempty"`   // before an object that nobody needs is removed
 	CompactionRate int64          `yaml:"compaction_rate,omitempty"` // bytes per second; 0: no limit
+
+	// Of live volumes.
+	Volumes    string `yaml:"volumes,omitempty"`     // directory of volumes/ and caches/; else Directory
+	Sockets    string `yaml:"sockets,omitempty"`     // directory of their sockets; else sockets/ in Directory
+	CacheBytes *int64 `yaml:"cache_bytes,omitempty"` // what is kept near of what the bucket has too
+	NBDListen  string `yaml:"nbd_listen,omitempty"`  // host:port of exports with TLS; empty: none
 }
 
 type apiConfig struct {
@@ -83,7 +89,7 @@ func loadServerConfig(path string) (serverConfig, error) {
 }
 
 func (c *serverConfig) resolve(dir string) {
-	paths := []*string{&c.Directory, &c.KeyFile, &c.Bucket.Path, &c.Bucket.CAFile, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
+	paths := []*string{&c.Directory, &c.Volumes, &c.Sockets, &c.KeyFile, &c.Bucket.Path, &c.Bucket.CAFile, &c.Handoff, &c.API.Certificate, &c.API.Key, &c.Peer.Certificate, &c.Peer.Key, &c.Peer.CA}
 	if c.API.unix() {
 		paths = append(paths, &c.API.Listen)
 	}
@@ -168,6 +174,9 @@ func (c *serverConfig) check() error {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
 	}
 	if err := c.checkUpkeep(); err != nil {
+		return err
+	}
+	if err := c.checkVolumes(); err != nil {
 		return err
 	}
 	sockets := []string{c.Handoff}

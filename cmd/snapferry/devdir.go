@@ -122,7 +122,7 @@ func (d *devDir) makeRegion(authority *pki.Authority, name snapferry.RegionName,
 		return err
 	}
 	sockets := dir
-	if len(filepath.Join(dir, "handoff.sock.lock")) > maxSocketPath {
+	if len(filepath.Join(dir, "data", "sockets", string(snapferry.NewVolumeID())+".sock")) > maxSocketPath {
 		if sockets, err = os.MkdirTemp("", "snapferry-"); err != nil {
 			return fileError("make", "directory of sockets", err)
 		}
@@ -131,6 +131,9 @@ func (d *devDir) makeRegion(authority *pki.Authority, name snapferry.RegionName,
 		Name: name, Directory: filepath.Join(dir, "data"), Handoff: filepath.Join(sockets, "handoff.sock"), Compression: compression,
 		API:  apiConfig{Listen: filepath.Join(sockets, "api.sock")},
 		Peer: peerConfig{Listen: port, Certificate: cert, Key: key, CA: d.path("pki", pki.CertFile)},
+	}
+	if sockets != dir {
+		c.Sockets = filepath.Join(sockets, "volumes")
 	}
 	r := regionProfile{API: "unix://" + c.API.Listen, Handoff: c.Handoff, Tokens: map[string]string{}}
 	for _, account := range []string{devAccount, "other"} {

@@ -15,7 +15,7 @@ import (
 const certificateTTL = 2 * 365 * 24 * time.Hour
 
 func (a *app) pkiCommand() *cobra.Command {
-	return group("pki", "Make the certificates with which regions know each other", a.pkiInitCommand(), a.pkiIssueCommand())
+	return group("pki", "Make the certificates with which regions, and clients of volumes, are known", a.pkiInitCommand(), a.pkiIssueCommand(), a.pkiIssueClientCommand())
 }
 
 func (a *app) pkiInitCommand() *cobra.Command {
@@ -83,6 +83,52 @@ func (a *app) pkiIssueCommand() *cobra.Command {
 	cmd.Flags().StringVar(&dir, "dir", "pki", "directory of the authority")
 	cmd.Flags().StringVar(&out, "out", "", "directory to write to (default: that of the authority)")
 	cmd.Flags().StringArrayVar(&hosts, "host", nil, "DNS name or IP address of the region; may be repeated")
+	cmd.Flags().IntVar(&days, "days", int(certificateTTL/(24*time.Hour)), "how long the certificate is valid")
+	return cmd
+}
+
+func (a *app) pkiIssueClientCommand() *cobra.Command {
+	var dir, out string
+	var days int
+	cmd := &cobra.Command{
+		Use: "issue-client NAME --out DIR", Short: "Make the certificate of a client of volumes that are exported with TLS", Args: cobra.ExactArgs(1),
+		Long: `Make the certificate of a client of volumes that are exported with TLS. DIR gets
+ca-cert.pem, client-cert.pem and client-key.pem, the names by which QEMU and
+libnbd look for them. Who has them can use every volume of any region of the
+installation that is exported with TLS.`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if out == "" {
+				return snapferry.Errorf(snapferry.Invalid, "where to keep the certificate is missing").WithHint("give a directory with --out")
+			}
+			authority, err := pki.Load(dir)
+			if err != nil {
+				return err
+			}
+			cert, key, err := authority.IssueClient(args[0], time.Duration(days)*24*time.Hour)
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(out, 0o700); err != nil {
+				return fileError("make", out, err)
+			}
+			for _, f := range []struct {
+				name string
+				data []byte
+				mode os.FileMode
+			}{{"ca-cert.pem", authority.CertPEM(), 0o644}, {"client-key.pem", key, 0o600}, {"client-cert.pem", cert, 0o644}} {
+				if err := writeFile(filepath.Join(out, f.name), f.data, f.mode); err != nil {
+					return err
+				}
+			}
+			made := struct {
+				Client    string `json:"client"`
+				Directory string `json:"directory"`
+			}{args[0], out}
+			return a.print(made, func(p *printer) { p.line("made the certificate of %s in %s", args[0], out) })
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "pki", "directory of the authority")
+	cmd.Flags().StringVar(&out, "out", "", "directory to write to")
 	cmd.Flags().IntVar(&days, "days", int(certificateTTL/(24*time.Hour)), "how long the certificate is valid")
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,6 +57,33 @@ type regionServer struct {
 type service struct {
 	listener net.Listener
 	server   *http.Server
+	requests *sync.RWMutex // shared by those that run
+	ended    func()        // nil, or called when all requests have ended
+}
+
+// stop ends the service: requests get until ctx ends, and are waited for then.
+func (x service) stop(ctx context.Context) error {
+	err := x.server.Shutdown(ctx)
+	if err != nil {
+		err = x.server.Close() // long streams: their clients ask again
+	}
+	x.requests.Lock()
+	if x.ended != nil {
+		x.ended()
+	}
+	return err
+}
+
+// known is a handler for whose requests stop waits.
+func (x service) known(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !x.requests.TryRLock() {
+			w.WriteHeader(http.StatusServiceUnavailable) // it has stopped
+			return
+		}
+		defer x.requests.RUnlock()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // openRegion opens a region's directory and its sockets. Nothing is served
@@ -189,8 +217,12 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 		s.clients = append(s.clients, c)
 		peers[p.Name] = c.As
 	}
+	volumes, err := s.openVolumes(id, ca)
+	if err != nil {
+		return nil, err
+	}
 	s.region = control.New(control.Config{
-		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log,
+		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log, Volumes: volumes,
 		ReclaimGrace: s.cfg.grace(), CompactionRate: s.cfg.CompactionRate,
 		Jobs: job.New(db, job.Config{Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Log: s.log}),
 	})
@@ -210,6 +242,7 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 // listen opens the sockets of the region.
 func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checker) error {
 	var err error
+	s.api.requests, s.peers.requests = new(sync.RWMutex), new(sync.RWMutex)
 	if s.handoff, err = handoff.New(s.cfg.Handoff, s.log); err != nil {
 		return err
 	}
@@ -219,7 +252,7 @@ func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checke
 	}
 	s.onClose(closed(s.api.listener))
 	s.api.server = &http.Server{
-		Handler:           nativeapi.Handler(nativeapi.Config{Region: s.region, Files: s.handoff, Checker: check, Version: version, Log: s.log}),
+		Handler:           s.api.known(nativeapi.Handler(nativeapi.Config{Region: s.region, Files: s.handoff, Checker: check, Version: version, Log: s.log})),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	plain, err := net.Listen("tcp", s.cfg.Peer.Listen)
@@ -229,7 +262,7 @@ func (s *regionServer) listen(id *pki.Identity, ca *x509.CertPool, check *checke
 	s.peers.listener = peer.Listener(plain, pki.PeerServerConfig(id, ca))
 	s.onClose(closed(plain))
 	s.peers.server = &http.Server{
-		Handler:           peer.Handler(control.Host{Region: s.region}, s.log),
+		Handler:           s.peers.known(peer.Handler(control.Host{Region: s.region}, s.log)),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ConnContext: peer.ConnContext,
 		// HTTP/1.1 only: a stream has a connection of its own.
@@ -301,7 +334,11 @@ func closed(c io.Closer) func() error {
 // jobs have come to rest.
 func (s *regionServer) serve(outer context.Context) error {
 	g, ctx := errgroup.WithContext(outer)
-	g.Go(func() error { return s.region.Run(ctx) })
+	// The region closes its volumes when no request uses them any more.
+	work, rest := context.WithCancel(context.WithoutCancel(ctx))
+	defer rest()
+	s.api.ended = rest
+	g.Go(func() error { return s.region.Run(work) })
 	g.Go(func() error { return s.catalogue.Run(ctx) })
 	g.Go(func() error { return s.handoff.Serve(ctx) })
 	for _, x := range []service{s.api, s.peers} {
@@ -315,10 +352,7 @@ func (s *regionServer) serve(outer context.Context) error {
 			<-ctx.Done()
 			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
-			if err := x.server.Shutdown(stop); err != nil {
-				return x.server.Close() // long streams: their clients ask again
-			}
-			return nil
+			return x.stop(stop)
 		})
 	}
 	err := g.Wait()

@@ -13,7 +13,7 @@ import (
 
 func (a *app) snapshotCommand() *cobra.Command {
 	return group("snapshot", "Make, copy and bring back snapshots",
-		a.importCommand(), a.listCommand(), a.showCommand(), a.waitCommand(), a.deleteCommand(), a.usageCommand(), a.forkCommand(), a.diffCommand(),
+		a.importCommand(), a.createCommand(), a.listCommand(), a.showCommand(), a.waitCommand(), a.deleteCommand(), a.usageCommand(), a.forkCommand(), a.diffCommand(),
 		a.exportCommand(), a.planCopyCommand(), a.copyCommand())
 }
 
@@ -36,20 +36,27 @@ func (l *labelFlags) get() (client.Labels, error) {
 		return l.labels, snapferry.Errorf(snapferry.Invalid, "retention of %d days is not possible", l.labels.RetentionDays).
 			WithHint("give 1 or more days, or leave --retention-days out to keep the snapshot for ever")
 	}
-	for _, t := range l.tags {
+	var err error
+	l.labels.Tags, err = parseTags(l.tags)
+	return l.labels, err
+}
+
+// parseTags reads tags as they are given: key=value.
+func parseTags(given []string) (tags snapferry.Tags, err error) {
+	for _, t := range given {
 		key, value, ok := strings.Cut(t, "=")
 		if !ok || key == "" {
-			return l.labels, snapferry.Errorf(snapferry.Invalid, "tag %q is not key=value", t)
+			return nil, snapferry.Errorf(snapferry.Invalid, "tag %q is not key=value", t)
 		}
-		if _, twice := l.labels.Tags[key]; twice {
-			return l.labels, snapferry.Errorf(snapferry.Invalid, "tag %q is given twice", key)
+		if _, twice := tags[key]; twice {
+			return nil, snapferry.Errorf(snapferry.Invalid, "tag %q is given twice", key)
 		}
-		if l.labels.Tags == nil {
-			l.labels.Tags = snapferry.Tags{}
+		if tags == nil {
+			tags = snapferry.Tags{}
 		}
-		l.labels.Tags[key] = value
+		tags[key] = value
 	}
-	return l.labels, l.labels.Tags.Check()
+	return tags, tags.Check()
 }
 
 // showSnapshot prints one snapshot.
@@ -96,6 +103,11 @@ func (a *app) settled(s snapferry.Snapshot) error {
 	if err := a.showSnapshot(s); err != nil {
 		return err
 	}
+	return notReady(s)
+}
+
+// notReady is why a snapshot that was waited for is not ready, or nil.
+func notReady(s snapferry.Snapshot) error {
 	switch s.State {
 	case snapferry.SnapshotFailed:
 		err := snapferry.Errorf(snapferry.Cancelled, "snapshot %s failed: %s", s.ID, s.Reason)

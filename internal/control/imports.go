@@ -96,6 +96,9 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 		if err != nil {
 			return err
 		}
+		if err := checkNoHead(tx, vol); err != nil {
+			return err
+		}
 		row := meta.Version{ID: snapferry.NewVersionID(), Chain: vol.Chain, Volume: vol.ID, Size: s.Size}
 		parent, ok, err := vault.Parent(tx, vol.ID)
 		if err != nil {
@@ -125,6 +128,20 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 		r.mu.Unlock()
 	}
 	return s, err
+}
+
+// checkNoHead refuses to add a disk to the snapshots of a live volume: what it is
+// then incremental on would not be what the volume is.
+func checkNoHead(tx *meta.Tx, vol meta.Volume) error {
+	_, err := tx.Head(vol.ID)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return snapferry.Errorf(snapferry.Conflict, "%q is a live volume; only what is written to it is in its snapshots", vol.Name).
+		WithHint("import under another name, or take a snapshot of it with: snapferry snapshot create %s", vol.ID)
 }
 
 // localVolume returns the account's lineage of a name, made when it is new.

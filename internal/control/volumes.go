@@ -469,6 +469,13 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		return v, err
 	}
 	v.Pending = len(uploads)
+	waiting, err := hydrationWaits(tx, h)
+	if err != nil {
+		return v, err
+	}
+	if waiting != nil {
+		v.Local = &snapferry.Local{Progress: waiting}
+	}
 	r.mu.Lock()
 	l := r.volumes[h.ID]
 	var hydration *running
@@ -484,7 +491,7 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		return v, nil
 	}
 	st := l.head.Stats()
-	v.Local = &snapferry.Local{Layers: st.Layers, Dirty: st.Dirty, Near: st.Near, Fetched: st.Fetched}
+	v.Local = &snapferry.Local{Layers: st.Layers, Dirty: st.Dirty, Near: st.Near, Fetched: st.Fetched, Progress: waiting}
 	if !h.Base.IsZero() {
 		row, err := tx.Version(h.Base)
 		if err != nil {
@@ -496,6 +503,21 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		v.Local.Progress = hydration.show()
 	}
 	return v, nil
+}
+
+// hydrationWaits returns the progress of a hydration that is asked for and has not
+// ended, as it is while no job works on it; nil for none.
+func hydrationWaits(tx *meta.Tx, h meta.Head) (*snapferry.Progress, error) {
+	if h.Rate < 0 {
+		return nil, nil
+	}
+	jobs, err := tx.JobsOf(string(h.ID))
+	for _, j := range jobs {
+		if j.Kind == jobHydrate && !j.State.Terminal() {
+			return &snapferry.Progress{Total: h.Size, Started: j.Created}, err
+		}
+	}
+	return nil, err
 }
 
 // ResizeVolume makes a volume larger. Clients see it when they connect again.

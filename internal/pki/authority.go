@@ -140,25 +140,10 @@ func (a *Authority) Issue(region snapferry.RegionName, hosts []string, ttl time.
 	if _, err := snapferry.ParseRegionName(string(region)); err != nil {
 		return nil, nil, err
 	}
-	now := a.now()
-	if ttl <= 0 {
-		return nil, nil, snapferry.Errorf(snapferry.Invalid, "a certificate cannot be valid for %v", ttl)
-	}
-	if !now.Before(a.cert.NotAfter) {
-		return nil, nil, snapferry.Errorf(snapferry.Invalid, "the authority ended at %s", a.cert.NotAfter.Format(time.RFC3339)).
-			WithHint("make a new authority and give its certificate to every region, beside the old one")
-	}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: string(region), Organization: []string{"Snapferry"}},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(ttl),
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
-		URIs:                  []*url.URL{regionURI(region)},
-	}
-	if template.NotAfter.After(a.cert.NotAfter) {
-		template.NotAfter = a.cert.NotAfter
+		Subject:     pkix.Name{CommonName: string(region), Organization: []string{"Snapferry"}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{subjectURI(uriRegion, string(region))},
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -167,13 +152,46 @@ func (a *Authority) Issue(region snapferry.RegionName, hosts []string, ttl time.
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
+	return a.issue(template, ttl)
+}
+
+// IssueClient makes a key and a certificate, both PEM, for a client of exported
+// volumes; it is none of a region. name, of the spelling of a volume's, is for
+// people and logs. ttl is as for Issue. Errors are of Kind Invalid.
+func (a *Authority) IssueClient(name string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
+	if snapferry.CheckVolumeName(name) != nil {
+		return nil, nil, snapferry.Errorf(snapferry.Invalid, "%q is not the name of a client", name).
+			WithHint("use 1 to 128 letters, digits, dots, underscores and hyphens, beginning with a letter or digit")
+	}
+	return a.issue(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: name, Organization: []string{"Snapferry"}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{subjectURI(uriClient, name)},
+	}, ttl)
+}
+
+// issue completes and signs a certificate and makes its key.
+func (a *Authority) issue(template *x509.Certificate, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
+	now, name := a.now(), template.Subject.CommonName
+	if ttl <= 0 {
+		return nil, nil, snapferry.Errorf(snapferry.Invalid, "a certificate cannot be valid for %v", ttl)
+	}
+	if !now.Before(a.cert.NotAfter) {
+		return nil, nil, snapferry.Errorf(snapferry.Invalid, "the authority ended at %s", a.cert.NotAfter.Format(time.RFC3339)).
+			WithHint("make a new authority and give its certificate to every region, beside the old one")
+	}
+	template.NotBefore, template.NotAfter = now.Add(-backdate), now.Add(ttl)
+	if template.NotAfter.After(a.cert.NotAfter) {
+		template.NotAfter = a.cert.NotAfter
+	}
+	template.KeyUsage, template.BasicConstraintsValid = x509.KeyUsageDigitalSignature, true
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, snapferry.Errorf(snapferry.Internal, "make the key of region %s: %w", region, err)
+		return nil, nil, snapferry.Errorf(snapferry.Internal, "make the key of %s: %w", name, err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
-		return nil, nil, snapferry.Errorf(snapferry.Invalid, "make the certificate of region %s: %w", region, err)
+		return nil, nil, snapferry.Errorf(snapferry.Invalid, "make the certificate of %s: %w", name, err)
 	}
 	if keyPEM, err = encodeKey(key); err != nil {
 		return nil, nil, err

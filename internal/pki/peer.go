@@ -128,6 +128,25 @@ func PeerServerConfig(id *Identity, ca *x509.CertPool) *tls.Config {
 	}
 }
 
+// VolumeServerConfig is how a region serves volumes: every caller must show a
+// certificate of an authority in ca that is a client's, or a region's. A refused
+// handshake fails with Kind Denied.
+func VolumeServerConfig(id *Identity, ca *x509.CertPool) *tls.Config {
+	c := PeerServerConfig(id, ca)
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		leaf, err := verifyChain(s, ca, x509.ExtKeyUsageClientAuth)
+		if err != nil {
+			return err
+		}
+		if _, err := subjectOf(leaf, uriClient); err == nil {
+			return nil
+		}
+		_, err = regionOf(leaf)
+		return err
+	}
+	return c
+}
+
 // PeerClientConfig is how a region calls the region expect: whoever answers
 // must show a certificate of an authority in ca that names it. The handshake
 // fails with Kind Denied otherwise.
@@ -176,8 +195,18 @@ func Explain(peer snapferry.RegionName, err error) error {
 
 // verify checks the certificate of the other side and returns its region.
 func verify(s tls.ConnectionState, ca *x509.CertPool, usage x509.ExtKeyUsage) (snapferry.RegionName, error) {
+	leaf, err := verifyChain(s, ca, usage)
+	if err != nil {
+		return "", err
+	}
+	return regionOf(leaf)
+}
+
+// verifyChain checks that the certificate of the other side is of an authority in
+// ca, and returns it.
+func verifyChain(s tls.ConnectionState, ca *x509.CertPool, usage x509.ExtKeyUsage) (*x509.Certificate, error) {
 	if len(s.PeerCertificates) == 0 {
-		return "", snapferry.Errorf(snapferry.Denied, "the peer showed no certificate")
+		return nil, snapferry.Errorf(snapferry.Denied, "the peer showed no certificate")
 	}
 	leaf := s.PeerCertificates[0]
 	between := x509.NewCertPool()
@@ -186,9 +215,9 @@ func verify(s tls.ConnectionState, ca *x509.CertPool, usage x509.ExtKeyUsage) (s
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: ca, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}})
 	if err != nil {
-		return "", refusal(leaf, err)
+		return nil, refusal(leaf, err)
 	}
-	return regionOf(leaf)
+	return leaf, nil
 }
 
 func refusal(leaf *x509.Certificate, err error) error {
@@ -207,33 +236,47 @@ func refusal(leaf *x509.Certificate, err error) error {
 
 const (
 	uriScheme = "snapferry"
-	uriHost   = "region"
+	// The hosts of the URIs that say whose a certificate is.
+	uriRegion = "region"
+	uriClient = "client"
 )
 
-func regionURI(r snapferry.RegionName) *url.URL {
-	return &url.URL{Scheme: uriScheme, Host: uriHost, Path: "/" + string(r)}
+func subjectURI(kind, name string) *url.URL {
+	return &url.URL{Scheme: uriScheme, Host: kind, Path: "/" + name}
+}
+
+// subjectOf reads the one name of a kind that a certificate has.
+func subjectOf(c *x509.Certificate, kind string) (name string, err error) {
+	for _, u := range c.URIs {
+		if u.Scheme != uriScheme || u.Host != kind {
+			continue
+		}
+		n := strings.TrimPrefix(u.Path, "/")
+		if name != "" || n == "" || *u != *subjectURI(kind, n) {
+			return "", noName(c, kind)
+		}
+		name = n
+	}
+	if name == "" {
+		return "", noName(c, kind)
+	}
+	return name, nil
 }
 
 // regionOf reads the one region that a certificate names.
 func regionOf(c *x509.Certificate) (snapferry.RegionName, error) {
-	var region snapferry.RegionName
-	for _, u := range c.URIs {
-		if u.Scheme != uriScheme || u.Host != uriHost {
-			continue
-		}
-		name, err := snapferry.ParseRegionName(strings.TrimPrefix(u.Path, "/"))
-		if err != nil || *u != *regionURI(name) || region != "" {
-			return "", noRegion(c)
-		}
-		region = name
+	name, err := subjectOf(c, uriRegion)
+	if err != nil {
+		return "", err
 	}
-	if region == "" {
-		return "", noRegion(c)
+	region, err := snapferry.ParseRegionName(name)
+	if err != nil {
+		return "", noName(c, uriRegion)
 	}
 	return region, nil
 }
 
-func noRegion(c *x509.Certificate) error {
-	return snapferry.Errorf(snapferry.Denied, "the certificate of %q does not name one region", c.Subject.CommonName).
+func noName(c *x509.Certificate, kind string) error {
+	return snapferry.Errorf(snapferry.Denied, "the certificate of %q does not name one %s", c.Subject.CommonName, kind).
 		WithHint("issue it with the authority of the installation")
 }

@@ -211,8 +211,9 @@ func TestStrangers(t *testing.T) {
 			der := ca.sign(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 			return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: ca.key}}}
 		}(),
+		"a client of volumes": ca.volumeClient(t, "backup"),
 		"a server's certificate": func() *tls.Config {
-			der := ca.sign(t, &x509.Certificate{URIs: []*url.URL{regionURI("west")}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+			der := ca.sign(t, &x509.Certificate{URIs: []*url.URL{subjectURI(uriRegion, "west")}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 			return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: ca.key}}}
 		}(),
 	}
@@ -222,6 +223,59 @@ func TestStrangers(t *testing.T) {
 				t.Errorf("the server let it in as %q", m.caller)
 			}
 		})
+	}
+}
+
+// volumeClient is how a client of volumes connects.
+func (a *Authority) volumeClient(t *testing.T, name string) *tls.Config {
+	t.Helper()
+	certPEM, keyPEM, err := a.IssueClient(name, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{cert}}
+}
+
+// TestVolumeClients has clients of volumes, and others, come to a region.
+func TestVolumeClients(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	server := VolumeServerConfig(ca.identity(t, "east"), ca.pool(t))
+	nameless := &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{subjectURI(uriClient, "a"), subjectURI(uriClient, "b")}}
+	tests := map[string]struct {
+		client *tls.Config
+		in     bool
+	}{
+		"a client":            {ca.volumeClient(t, "backup"), true},
+		"a region":            {PeerClientConfig(ca.identity(t, "west"), ca.pool(t), "east"), true},
+		"of another":          {other.volumeClient(t, "backup"), false},
+		"without certificate": {&tls.Config{InsecureSkipVerify: true}, false},
+		"with two names": {&tls.Config{
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{ca.sign(t, nameless)}, PrivateKey: ca.key}},
+		}, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			a, b := net.Pipe()
+			defer a.Close()
+			ended := make(chan error, 1)
+			go func() { ended <- tls.Server(a, server).HandshakeContext(t.Context()) }()
+			go func() { // what the server finds is what counts
+				c := tls.Client(b, tt.client)
+				_, _ = io.Copy(io.Discard, c)
+			}()
+			if err := <-ended; (err == nil) != tt.in {
+				t.Errorf("got %v, want in: %v", err, tt.in)
+			}
+		})
+	}
+	for _, bad := range []string{"", "a/b", "ä"} {
+		if _, _, err := ca.IssueClient(bad, time.Hour); !snapferry.IsKind(err, snapferry.Invalid) {
+			t.Errorf("client %q: got %v, want Invalid", bad, err)
+		}
 	}
 }
 

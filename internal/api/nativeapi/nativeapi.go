@@ -58,6 +58,7 @@ type Region interface {
 	Disks
 	Copies
 	Space
+	Volumes
 }
 
 // Files has the files that were handed over: a *handoff.Server.
@@ -120,7 +121,7 @@ const maxLong = 90 * time.Second
 
 // operations is the API.
 func (a *api) operations() []wire.Operation {
-	return []wire.Operation{
+	all := []wire.Operation{
 		wire.Op[nothing, client.Region]{Name: "GetRegion", Method: "GET", Path: "/v1/region", Decode: decodeNothing, Call: a.getRegion},
 		wire.Op[nothing, snapferry.RegionUsage]{Name: "GetRegionUsage", Method: "GET", Path: "/v1/region/usage", Decode: decodeNothing, Call: a.getRegionUsage},
 		wire.Op[nothing, client.JobList]{Name: "ListRegionJobs", Method: "GET", Path: "/v1/region/jobs", Decode: decodeNothing, Call: a.listJobs},
@@ -146,6 +147,10 @@ func (a *api) operations() []wire.Operation {
 		wire.Stream[exportQuery, client.Event]{Name: "ExportSnapshot", Method: "POST", Path: "/v1/snapshots/{id}/export", Decode: decodeExport, Open: a.exportSnapshot},
 		wire.Stream[diffQuery, client.Event]{Name: "DiffSnapshots", Method: "GET", Path: "/v1/snapshots/{a}/diff/{b}", Decode: decodeDiff, Open: a.diffSnapshots},
 
+		wire.Op[client.SnapshotRequest, client.SnapshotList]{
+			Name: "SnapshotVolumes", Method: "POST", Path: "/v1/snapshots", Status: http.StatusCreated, Limit: maxLong, Decode: decodeBody[client.SnapshotRequest], Call: a.snapshotVolumes,
+		},
+
 		wire.Op[control.CopyRequest, snapferry.Snapshot]{
 			Name: "CopySnapshot", Method: "POST", Path: "/v1/copies", Status: http.StatusCreated, Limit: maxLong, Decode: decodeCopy, Call: a.copySnapshot,
 		},
@@ -153,6 +158,36 @@ func (a *api) operations() []wire.Operation {
 		wire.Op[control.CopyRequest, snapferry.Plan]{Name: "PlanCopy", Method: "POST", Path: "/v1/copies/plan", Limit: maxLong, Decode: decodeCopy, Call: a.planCopy},
 
 		wire.Stream[client.FsckRequest, client.Event]{Name: "Fsck", Method: "POST", Path: "/v1/fsck", Decode: decodeBody[client.FsckRequest], Open: a.fsck},
+	}
+	return append(all, a.volumeOperations()...)
+}
+
+// volumeOperations are those on live volumes.
+func (a *api) volumeOperations() []wire.Operation {
+	return []wire.Operation{
+		wire.Op[client.VolumeRequest, client.VolumeList]{
+			Name: "CreateVolumes", Method: "POST", Path: "/v1/volumes", Status: http.StatusCreated, Limit: maxLong, Decode: decodeBody[client.VolumeRequest], Call: a.createVolumes,
+		},
+		wire.Op[string, client.VolumeList]{Name: "ListVolumes", Method: "GET", Path: "/v1/volumes", Decode: decodeName, Call: a.listVolumes},
+		wire.Op[snapferry.VolumeID, snapferry.Volume]{Name: "GetVolume", Method: "GET", Path: "/v1/volumes/{id}", Decode: decodeVolumeID, Call: a.getVolume},
+		wire.Op[snapferry.VolumeID, nothing]{
+			Name: "DeleteVolume", Method: "DELETE", Path: "/v1/volumes/{id}", Status: http.StatusNoContent, Decode: decodeVolumeID, Call: a.deleteVolume,
+		},
+		wire.Op[ofVolume[client.ResizeRequest], snapferry.Volume]{
+			Name: "ResizeVolume", Method: "POST", Path: "/v1/volumes/{id}/resize", Decode: decodeOfVolume[client.ResizeRequest], Call: a.resizeVolume,
+		},
+		wire.Op[ofVolume[client.RollbackRequest], snapferry.Volume]{
+			Name: "RollbackVolume", Method: "POST", Path: "/v1/volumes/{id}/rollback", Limit: maxLong, Decode: decodeOfVolume[client.RollbackRequest], Call: a.rollbackVolume,
+		},
+		wire.Op[ofVolume[client.HydrateRequest], snapferry.Volume]{
+			Name: "HydrateVolume", Method: "POST", Path: "/v1/volumes/{id}/hydrate", Decode: decodeOfVolume[client.HydrateRequest], Call: a.hydrateVolume,
+		},
+		wire.Op[ofVolume[client.VolumeExportRequest], snapferry.Volume]{
+			Name: "ExportVolume", Method: "POST", Path: "/v1/volumes/{id}/export", Decode: decodeOfVolume[client.VolumeExportRequest], Call: a.exportVolume,
+		},
+		wire.Op[snapferry.VolumeID, snapferry.Volume]{
+			Name: "UnexportVolume", Method: "DELETE", Path: "/v1/volumes/{id}/export", Limit: maxLong, Decode: decodeVolumeID, Call: a.unexportVolume,
+		},
 	}
 }
 

@@ -1,0 +1,425 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/client"
+	"github.com/snapferry/snapferry/internal/pki"
+	"github.com/snapferry/snapferry/nbd"
+)
+
+// tools skips the test when one of the programs is missing; on a build machine
+// (CI set) it fails there.
+func tools(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+}
+
+// output runs a program, which must succeed, and returns what it printed.
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	p, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, p, stderr.String())
+	}
+	return string(p)
+}
+
+// words makes one space of all that there are, to compare columns.
+func words(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// served is a region with an exported volume.
+type served struct {
+	*killed
+	c      *client.Client
+	volume snapferry.Volume
+	uri    string
+}
+
+func newServed(t *testing.T, size int64) *served {
+	t.Helper()
+	k := prepareKilled(t, "none", demoEast)
+	k.start(demoEast)
+	s := &served{killed: k, c: k.client(demoEast)}
+	all, err := s.c.CreateVolumes(t.Context(), client.VolumeRequest{Size: size, Name: "disk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.volume = all[0]
+	s.uri = s.export(s.volume.ID, client.VolumeExportRequest{})
+	return s
+}
+
+func (s *served) export(id snapferry.VolumeID, req client.VolumeExportRequest) string {
+	s.t.Helper()
+	v, err := s.c.ExportVolume(s.t.Context(), id, req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v.Export.URI
+}
+
+// restart ends the region in order and starts it again.
+func (s *served) restart() {
+	s.t.Helper()
+	s.run[demoEast].end()
+	s.start(demoEast)
+}
+
+// snapshot takes a snapshot of the volume and waits until it is ready.
+func (s *served) snapshot() snapferry.Snapshot {
+	s.t.Helper()
+	all, err := s.c.SnapshotVolumes(s.t.Context(), client.SnapshotRequest{Volumes: []snapferry.VolumeID{s.volume.ID}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.ready(all[0].ID)
+}
+
+func (s *served) ready(id snapferry.SnapshotID) snapferry.Snapshot {
+	s.t.Helper()
+	snap, err := s.c.Wait(s.t.Context(), id, nil)
+	if err != nil || snap.State != snapferry.SnapshotReady {
+		s.t.Fatalf("snapshot: got %s %s, %v, want ready", snap.State, snap.Reason, err)
+	}
+	return snap
+}
+
+// restored makes a volume of a snapshot and returns where it is exported.
+func (s *served) restored(id snapferry.SnapshotID) string {
+	s.t.Helper()
+	all, err := s.c.CreateVolumes(s.t.Context(), client.VolumeRequest{Snapshot: id})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.export(all[0].ID, client.VolumeExportRequest{ReadOnly: true})
+}
+
+// sound checks the whole region.
+func (s *served) sound() {
+	s.t.Helper()
+	report, err := s.c.Fsck(s.t.Context(), true, nil)
+	if err != nil || damaged(report) {
+		s.t.Errorf("fsck: got %v %+v", err, report)
+	}
+}
+
+func sameContent(t *testing.T, got, want string) {
+	t.Helper()
+	if _, err := compareFiles(t.Context(), got, want); err != nil {
+		t.Errorf("%s and %s: %v", got, want, err)
+	}
+}
+
+// TestVolumeClients has the programs that people use work on a volume.
+func TestVolumeClients(t *testing.T) {
+	tools(t, "qemu-img", "qemu-io", "nbdinfo", "nbdcopy")
+	t.Parallel()
+	s := newServed(t, 64<<20)
+	dir := t.TempDir()
+	disk, back := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "back.raw")
+	if err := makeSparse(disk, 64<<20, 7); err != nil {
+		t.Fatal(err)
+	}
+	if got := output(t, "qemu-img", "info", s.uri); !strings.Contains(got, "virtual size: 64 MiB") {
+		t.Errorf("qemu-img info: got %s", got)
+	}
+	output(t, "nbdcopy", "--flush", disk, s.uri)
+	output(t, "nbdcopy", s.uri, back)
+	sameContent(t, back, disk)
+	one := s.snapshot()
+
+	output(t, "qemu-io", "-f", "raw", "-c", "write -P 7 1M 64k", "-c", "write -P 8 2097153 1", "-c", "write -z 40M 1M", "-c", "discard 50M 64k", "-c", "flush", s.uri)
+	want := words("0 1048576 0 clean 1048576 65536 1 dirty 1114112 983040 0 clean 2097152 4096 1 dirty 2101248 39841792 0 clean " +
+		"41943040 1048576 1 dirty 42991616 9437184 0 clean 52428800 65536 1 dirty 52494336 14614528 0 clean")
+	if got := words(output(t, "nbdinfo", "--map=qemu:dirty-bitmap:"+string(one.ID), s.uri)); got != want {
+		t.Errorf("what changed: got %s, want %s", got, want)
+	}
+	s.snapshot() // by its blocks now
+	if got := words(output(t, "nbdinfo", "--map=snapferry:changed:"+string(one.ID), s.uri)); !strings.HasPrefix(got, "0 1048576 0 1048576 65536 1 1114112 983040 0 2097152 65536 1") {
+		t.Errorf("what changed: got %s", got)
+	}
+	if got := words(output(t, "nbdinfo", "--map", s.uri)); !strings.Contains(got, "3 hole,zero") {
+		t.Errorf("map: got %s", got)
+	}
+	if got := output(t, "qemu-img", "map", "--output=json", s.uri); !strings.Contains(got, `"start": 0, "length": `) {
+		t.Errorf("qemu-img map: got %s", got)
+	}
+	output(t, "qemu-img", "convert", "-O", "raw", s.uri, back)
+	if _, err := compareFiles(t.Context(), back, disk); err == nil {
+		t.Error("what was written is not there")
+	}
+
+	// A volume of the snapshot has the old content at once, and takes no writes.
+	uri := s.restored(one.ID)
+	output(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, disk)
+	if p, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "raw", "-c", "write 0 4k", uri).CombinedOutput(); err == nil {
+		t.Errorf("a write to a read-only export: got %s", p)
+	}
+
+	// Back, and larger.
+	if _, err := s.c.UnexportVolume(t.Context(), s.volume.ID); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.c.RollbackVolume(t.Context(), s.volume.ID, client.RollbackRequest{Snapshot: one.ID})
+	for err == nil && v.State == snapferry.VolumeRollingBack {
+		if err = pause(t.Context(), volumePoll); err == nil {
+			v, err = s.c.Volume(t.Context(), s.volume.ID)
+		}
+	}
+	if err != nil || v.State != snapferry.VolumeAvailable {
+		t.Fatalf("rollback: got %+v, %v", v, err)
+	}
+	s.export(s.volume.ID, client.VolumeExportRequest{})
+	output(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", s.uri, disk)
+	before, err := nbd.Dial(t.Context(), s.uri, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	if _, err := s.c.ResizeVolume(t.Context(), s.volume.ID, 96<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := before.ReadAt(make([]byte, 4096), 64<<20-4096); err != nil || before.Size() != 64<<20 {
+		t.Errorf("a connection from before: got size %d, %v", before.Size(), err)
+	}
+	if got := words(output(t, "nbdinfo", "--size", s.uri)); got != "100663296" {
+		t.Errorf("size: got %s", got)
+	}
+	s.restart()
+	if got := words(output(t, "nbdinfo", "--size", s.uri)); got != "100663296" {
+		t.Errorf("size after a restart: got %s", got)
+	}
+	s.sound()
+}
+
+// TestVolumeTLS exports a volume over TCP.
+func TestVolumeTLS(t *testing.T) {
+	tools(t, "nbdinfo", "nbdcopy")
+	t.Parallel()
+	k := prepareKilled(t, "none", demoEast)
+	cfg := k.dev.configs[demoEast]
+	cfg.NBDListen = loopback
+	if err := writeYAML(k.dev.configFile(demoEast), cfg); err != nil {
+		t.Fatal(err)
+	}
+	k.start(demoEast)
+	s := &served{killed: k, c: k.client(demoEast)}
+	all, err := s.c.CreateVolumes(t.Context(), client.VolumeRequest{Size: 16 << 20, Count: 2, Name: "disk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri := s.export(all[0].ID, client.VolumeExportRequest{TLS: true})
+	s.export(all[1].ID, client.VolumeExportRequest{})
+	authority, err := pki.Load(k.dev.path("pki"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"mine", "strange"} {
+		dir := filepath.Join(t.TempDir(), name)
+		from := k.dev.path("pki")
+		if name == "strange" {
+			from = t.TempDir()
+			other, err := pki.NewAuthority("other")
+			if err == nil {
+				err = other.Save(filepath.Join(from, "pki"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			from = filepath.Join(from, "pki")
+		}
+		output(t, "snapferry", "pki", "issue-client", "backup", "--dir", from, "--out", dir)
+		if err := os.WriteFile(filepath.Join(dir, "ca-cert.pem"), authority.CertPEM(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		with := uri + "?tls-certificates=" + dir
+		p, err := exec.CommandContext(t.Context(), "nbdinfo", with).CombinedOutput()
+		if in := err == nil; in != (name == "mine") || in && !strings.Contains(string(p), "export-size: 16777216") {
+			t.Errorf("%s: got %v %s", name, err, p)
+		}
+		if name == "mine" {
+			list := output(t, "nbdinfo", "--list", with)
+			if !strings.Contains(list, string(all[0].ID)) || strings.Contains(list, string(all[1].ID)) {
+				t.Errorf("list: got %s, want only the volume that is exported with TLS", list)
+			}
+			byName := strings.Replace(with, string(all[0].ID), all[0].Name, 1)
+			output(t, "nbdcopy", byName, filepath.Join(dir, "disk.raw"))
+		}
+	}
+	plain := strings.Replace(uri, "nbds", "nbd", 1)
+	if p, err := exec.CommandContext(t.Context(), "nbdinfo", plain).CombinedOutput(); err == nil {
+		t.Errorf("without TLS: got %s", p)
+	}
+}
+
+// fio runs fio on a stretch of 16 MiB of a volume, in blocks that can be verified
+// by themselves.
+func fio(uri string, from int64, more ...string) []string {
+	return append([]string{
+		"--name=volume", "--ioengine=nbd", "--uri=" + uri, "--rw=randwrite", "--bs=4k", "--size=16M", fmt.Sprintf("--offset=%d", from), "--iodepth=8",
+		"--verify=crc32c", "--do_verify=0", "--end_fsync=1", "--thread",
+	}, more...)
+}
+
+// TestVolumeSnapshotUnderFio takes snapshots while fio writes: each is the same
+// however it is read, and what fio wrote is whole.
+func TestVolumeSnapshotUnderFio(t *testing.T) {
+	tools(t, "fio", "nbdcopy")
+	t.Parallel()
+	s := newServed(t, 32<<20)
+	output(t, "fio", fio(s.uri, 0)...)
+	first := s.snapshot()
+	writer := exec.CommandContext(t.Context(), "fio", fio(s.uri, 0, "--rate_iops=2000", "--randseed=5", "--loops=2")...)
+	if err := writer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- writer.Wait() }()
+	var snaps []snapferry.Snapshot
+	for range 3 {
+		snaps = append(snaps, s.snapshot())
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("fio: %v", err)
+	}
+	output(t, "fio", fio(s.uri, 0, "--randseed=5", "--verify_only")...)
+	dir := t.TempDir()
+	for i, snap := range append(snaps, first) {
+		exported, read := filepath.Join(dir, fmt.Sprintf("%d.raw", i)), filepath.Join(dir, fmt.Sprintf("%d.read", i))
+		f, err := os.Create(exported)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.c.Export(t.Context(), snap.ID, f, nil)
+		if cerr := f.Close(); err != nil || cerr != nil {
+			t.Fatal(err, cerr)
+		}
+		uri := s.restored(snap.ID)
+		output(t, "nbdcopy", uri, read)
+		sameContent(t, read, exported)
+		if snap.ID == first.ID {
+			output(t, "fio", fio(uri, 0, "--verify_only")...)
+		}
+	}
+	s.sound()
+}
+
+// records writes numbers to a stretch of a volume: each fills a page.
+type records struct {
+	disk     *nbd.Client
+	at       int64
+	last     uint64
+	written  [256]uint64 // to each page
+	flushed  [256]uint64 // of those, before a sync that was acknowledged
+	syncs    int
+	midwrite chan struct{} // closed after some syncs
+}
+
+func (r *records) run() {
+	random := rand.New(rand.NewPCG(r.last, 3))
+	for {
+		for range 8 {
+			r.last++
+			page := random.IntN(len(r.written))
+			p := bytes.Repeat(binary.BigEndian.AppendUint64(nil, r.last), 512)
+			r.written[page] = r.last
+			if _, err := r.disk.WriteAt(p, r.at+int64(page)*4096); err != nil {
+				return
+			}
+		}
+		if r.disk.Sync() != nil {
+			return
+		}
+		r.flushed = r.written
+		if r.syncs++; r.syncs == 40 {
+			close(r.midwrite)
+		}
+	}
+}
+
+// check reads the records again.
+func (r *records) check(t *testing.T, from io.ReaderAt) {
+	t.Helper()
+	for page := range r.written {
+		p := make([]byte, 4096)
+		if _, err := from.ReadAt(p, r.at+int64(page)*4096); err != nil {
+			t.Fatal(err)
+		}
+		got := binary.BigEndian.Uint64(p)
+		if !bytes.Equal(p, bytes.Repeat(p[:8], 512)) || got < r.flushed[page] || got > r.written[page] {
+			t.Errorf("page %d: got %d, want from %d to %d", page, got, r.flushed[page], r.written[page])
+		}
+		r.written[page], r.flushed[page] = got, got
+	}
+}
+
+// TestVolumeSurvivesKills kills the region while clients write: what was flushed
+// is there.
+func TestVolumeSurvivesKills(t *testing.T) {
+	tools(t, "fio")
+	if testing.Short() {
+		t.Skip("takes a while")
+	}
+	t.Parallel()
+	s := newServed(t, 64<<20)
+	r := &records{at: 40 << 20}
+	for range 3 {
+		output(t, "fio", fio(s.uri, 0)...)
+		ctx, cancel := context.WithCancel(t.Context())
+		busy := exec.CommandContext(ctx, "fio", fio(s.uri, 16<<20, "--fsync=16", "--loops=1000")...)
+		if err := busy.Start(); err != nil {
+			t.Fatal(err)
+		}
+		disk, err := nbd.Dial(t.Context(), s.uri, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.disk, r.syncs, r.midwrite = disk, 0, make(chan struct{})
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			r.run()
+		}()
+		select {
+		case <-r.midwrite:
+		case <-stopped:
+			t.Fatal("the writer stopped before the region was killed")
+		}
+		s.kill(demoEast)
+		<-stopped
+		disk.Close()
+		cancel()
+		_ = busy.Wait() // its server is gone
+		output(t, "fio", fio(s.uri, 0, "--verify_only")...)
+		again, err := nbd.Dial(t.Context(), s.uri, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.check(t, again)
+		again.Close()
+		s.snapshot()
+	}
+	s.sound()
+}
