@@ -69,6 +69,7 @@ type Region struct {
 	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
 	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
 	volumes  map[snapferry.VolumeID]*live      // that were used; guarded by mu
+	earlies  map[snapferry.VersionID]*early    // of copies that volumes read; guarded by mu
 }
 
 // New returns a region's control plane; Run sets its jobs to work.
@@ -86,7 +87,7 @@ func New(c Config) *Region {
 		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
-		compacts: map[snapferry.ChainID]bool{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
+		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 	}
 }
 

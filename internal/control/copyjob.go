@@ -199,6 +199,7 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		return err
 	}
 	p := newPuller(run, d.Present)
+	p.early = r.earlyOf(s.Version)
 	fence := func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
 			return err
@@ -222,7 +223,11 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		return err
 	}
 	source := from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})
-	err = transfer.Run(ctx, transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle})
+	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle}
+	if r.files.Caches != nil {
+		cfg.Near = near{r.files.Caches, s.Version}
+	}
+	err = transfer.Run(ctx, cfg)
 	if err != nil {
 		if ctx.Err() != nil || snapferry.IsKind(err, snapferry.Unavailable) {
 			// What has arrived is kept for the next run, if it can be.
@@ -234,8 +239,12 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyCommitting); err != nil {
 		return err
 	}
+	holds, err := r.baseHolds(ctx, s.Version)
+	if err != nil {
+		return err
+	}
 	_, err = w.Seal(ctx, vault.SealConfig{
-		Want: d.Digest,
+		Want: d.Digest, Also: holds,
 		Hold: meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID), Created: time.Now()},
 		Commit: func(tx *meta.Tx, done vault.Sealed) error {
 			counts := p.counts()
@@ -246,10 +255,48 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 			if err := meter(tx, s.Account, "received", s.ID, counts.Moved); err != nil {
 				return err
 			}
+			if err := wakeHeads(tx, s.Version, len(holds)); err != nil {
+				return err
+			}
 			return endCopy(tx, c.ID, snapferry.CopyDone, nil)
 		},
 	})
+	if err == nil {
+		r.endEarly(s.Version)
+	}
 	return err
+}
+
+// baseHolds returns the holds of the volumes that are made from a version which
+// is being copied.
+func (r *Region) baseHolds(ctx context.Context, version snapferry.VersionID) (holds []meta.Hold, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		heads, err := tx.HeadsOn(version)
+		for _, h := range heads {
+			holds = append(holds, volumeHold(version, h.ID))
+		}
+		return err
+	})
+	return holds, err
+}
+
+// wakeHeads gives the volumes on a version that is sealed now what waited for
+// that. There must be as many as hold it: Unavailable, to be tried again, when
+// there are others since.
+func wakeHeads(tx *meta.Tx, version snapferry.VersionID, holds int) error {
+	heads, err := tx.HeadsOn(version)
+	if err != nil {
+		return err
+	}
+	if len(heads) != holds {
+		return snapferry.Errorf(snapferry.Unavailable, "volumes were made from the snapshot, or deleted, just now")
+	}
+	for _, h := range heads {
+		if err := enqueueVolumeWork(tx, h); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rebase chooses the base of a copy again when its turn comes and nothing has
@@ -304,6 +351,7 @@ type puller struct {
 	total int64
 	stats transfer.Stats
 	seen  copyProgress // of earlier runs, as the last heartbeat saw them
+	early *early       // what volumes read ahead of the copy
 
 	mu      sync.Mutex
 	w       *vault.Writer    // guarded by mu, like all that follows
@@ -375,7 +423,16 @@ func (p *puller) report() {
 func (p *puller) received() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.takeEarly()
 	return p.before + p.stats.Blocks.Load()*snapferry.BlockSize
+}
+
+// takeEarly counts what volumes read ahead of the copy as the copy's.
+func (p *puller) takeEarly() {
+	if p.early != nil {
+		p.stats.Moved.Add(p.early.moved.Swap(0))
+		p.stats.Blocks.Add(p.early.blocks.Swap(0))
+	}
 }
 
 // done is what has been settled durably; it never goes back.
@@ -392,6 +449,7 @@ func (p *puller) counts() snapferry.Counts {
 	defer p.mu.Unlock()
 	c := p.prior
 	c.Present = p.total
+	p.takeEarly()
 	c.Moved += p.stats.Moved.Load()
 	c.Reused += p.stats.Reused.Load() * snapferry.BlockSize
 	if p.w != nil {

@@ -306,6 +306,9 @@ func (r *Region) failSnapshot(ctx context.Context, id snapferry.SnapshotID, reas
 			return err
 		}
 		now.Reason, now.Hint = publicReason(reason)
+		if err := detach(tx, now.Version, "the copy of snapshot "+string(id)+" failed: "+now.Reason); err != nil {
+			return err
+		}
 		return tx.UpdateSnapshot(now)
 	})
 	if err == nil {

@@ -127,7 +127,19 @@ func (r *Region) Wait(ctx context.Context, account snapferry.AccountID, id snapf
 // Delete deletes a snapshot; while it is being copied here that cancels the
 // copy. The answer comes at once; what only this snapshot held is freed later,
 // and not before the last region that pinned it has released it.
+//
+// While a volume that was made from the snapshot reads what is still being copied
+// it is a Conflict; Abandon deletes it then, too.
 func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	return r.delete(ctx, account, id, false)
+}
+
+// Abandon is Delete, and puts volumes that depend on the copy into error.
+func (r *Region) Abandon(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
+	return r.delete(ctx, account, id, true)
+}
+
+func (r *Region) delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID, force bool) error {
 	defer r.answers.begin()()
 	var s meta.Snapshot
 	var pins []meta.Pin
@@ -144,7 +156,7 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	case s.State == snapferry.SnapshotDeleting:
 		return nil
 	case !s.State.Settled():
-		if err := r.discard(ctx, s); err != nil {
+		if err := r.discard(ctx, s, force); err != nil {
 			return err
 		}
 		// A job that was cancelled before it ran gives nothing back.
@@ -166,7 +178,7 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	}
 	pinned, err := r.release(ctx, s)
 	if pinned {
-		return r.Delete(ctx, account, id) // it takes effect with the end of the pin
+		return r.delete(ctx, account, id, force) // it takes effect with the end of the pin
 	}
 	return err
 }
@@ -241,7 +253,7 @@ func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) e
 
 // discard ends the making of a snapshot: it is gone for its owner at once, a
 // job clears up.
-func (r *Region) discard(ctx context.Context, s meta.Snapshot) error {
+func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error {
 	return r.db.Update(ctx, func(tx *meta.Tx) error {
 		now, err := own(tx, s.Account, s.ID)
 		if err != nil {
@@ -251,6 +263,14 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot) error {
 			return snapferry.Errorf(snapferry.Conflict, "snapshot %s has become %s meanwhile", s.ID, now.State).WithHint("delete it again")
 		}
 		version := now.Version
+		if force {
+			err = detach(tx, version, "the copy of snapshot "+string(s.ID)+" was ended")
+		} else {
+			err = checkUnused(tx, version, s.ID)
+		}
+		if err != nil {
+			return err
+		}
 		if err := forget(tx, s.Account, s.ID); err != nil {
 			return err
 		}

@@ -173,6 +173,9 @@ func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 			r.tidy(id, h)
 			return nil
 		}
+		if open, err := r.baseOpen(ctx, id); err != nil || open {
+			return err // the end of the copy enqueues this again
+		}
 		err = r.upload(ctx, run, h, u, s)
 		if err == nil || ctx.Err() == nil && r.settled(ctx, s.ID) {
 			continue // or it was deleted meanwhile
@@ -185,6 +188,20 @@ func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 			return ferr
 		}
 	}
+}
+
+// baseOpen reports whether the base of a volume is still being copied.
+func (r *Region) baseOpen(ctx context.Context, id snapferry.VolumeID) (open bool, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		h, err := tx.Head(id)
+		if err != nil || h.Base.IsZero() {
+			return err
+		}
+		row, err := tx.Version(h.Base)
+		open = row.State == snapferry.VersionOpen
+		return err
+	})
+	return open, err
 }
 
 func (r *Region) settled(ctx context.Context, id snapferry.SnapshotID) bool {

@@ -98,9 +98,12 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	if err != nil {
 		return nil, err
 	}
+	if row.State == snapferry.VolumeError {
+		return nil, checkUsable(row)
+	}
 	h, err := head.Open(ctx, head.Config{
 		FS: r.files.FS, Dir: volumeDir(id), Caches: r.files.Caches, Frozen: frozen, Log: r.log,
-		Image:    func(ctx context.Context, v snapferry.VersionID) (head.Image, error) { return r.vault.ImageOf(ctx, v) },
+		Image:    r.imageOf,
 		Released: func(snapferry.VersionID) { r.afterwards(func(ctx context.Context) { r.dropBases(ctx, id) }) },
 	})
 	if err != nil {
@@ -336,7 +339,7 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 // createOver inserts a volume over the version of a snapshot, which it holds from
 // then on.
 func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q VolumeRequest, h *meta.Head, insert func(*meta.Tx, snapferry.ChainID) error) error {
-	s, err := r.ready(ctx, account, q.Snapshot)
+	s, err := r.readable(ctx, account, q.Snapshot)
 	if err != nil {
 		return err
 	}
@@ -361,6 +364,18 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 	}); err != nil {
 		return err
 	}
+	if s.State == snapferry.SnapshotCopying {
+		return r.db.Update(ctx, func(tx *meta.Tx) error {
+			row, err := tx.Version(h.Base)
+			if err != nil {
+				return r.deleted(ctx, q.Snapshot, err)
+			}
+			if row.State != snapferry.VersionOpen {
+				return snapferry.Errorf(snapferry.Conflict, "the copy has just ended").WithHint("try again")
+			}
+			return insert(tx, row.Chain)
+		})
+	}
 	err = r.vault.Hold(ctx, volumeHold(h.Base, h.ID), func(tx *meta.Tx) error {
 		row, err := tx.Version(h.Base)
 		if err != nil {
@@ -369,6 +384,19 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 		return insert(tx, row.Chain)
 	})
 	return r.orRepair(ctx, h.Base, r.deleted(ctx, q.Snapshot, err))
+}
+
+// readable returns a snapshot that a volume can be made from: one that is ready, or
+// being copied here.
+func (r *Region) readable(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (s meta.Snapshot, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		s, err = own(tx, account, id)
+		return err
+	})
+	if err == nil && (s.State != snapferry.SnapshotCopying || s.Version.IsZero()) {
+		err = checkReady(s)
+	}
+	return s, err
 }
 
 func volumeHold(version snapferry.VersionID, id snapferry.VolumeID) meta.Hold {

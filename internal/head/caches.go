@@ -318,6 +318,39 @@ func (cs *Caches) fit(ctx context.Context) error {
 	return nil
 }
 
+// Has reports whether all of a block of a version is here.
+func (cs *Caches) Has(id snapferry.VersionID, block uint64) bool {
+	c := cs.lookUp(id)
+	if c == nil {
+		return false
+	}
+	defer c.release()
+	have, _ := c.known(int64(block)*snapferry.BlockSize, snapferry.BlockSize)
+	return have == snapferry.BlockSize
+}
+
+// Read fills dst with a block of a version if all of it is here.
+func (cs *Caches) Read(id snapferry.VersionID, block uint64, dst []byte) bool {
+	c := cs.lookUp(id)
+	if c == nil {
+		return false
+	}
+	defer c.release()
+	have, _, err := c.read(dst[:snapferry.BlockSize], int64(block)*snapferry.BlockSize)
+	return err == nil && have == snapferry.BlockSize
+}
+
+// lookUp returns the cache of a version if it is in use, to be released.
+func (cs *Caches) lookUp(id snapferry.VersionID) *Cache {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c := cs.open[id]
+	if c != nil {
+		c.refs++
+	}
+	return c
+}
+
 // Used returns the bytes of all caches and clean layers.
 func (cs *Caches) Used() (used int64, err error) {
 	cs.mu.Lock()

@@ -142,7 +142,9 @@ func (v *Volume) fly(ctx context.Context, vw *view, f *flight) {
 // patience is how long to wait before each new try of a read from an image that
 // could not be reached: what waits here is a client's read, and its own patience
 // is some tens of seconds.
-var patience = []time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 1600 * time.Millisecond, 4 * time.Second}
+var patience = []time.Duration{
+	100 * time.Millisecond, 400 * time.Millisecond, 1600 * time.Millisecond, 4 * time.Second, 8 * time.Second, 15 * time.Second,
+}
 
 func (v *Volume) readImage(ctx context.Context, im Image, first uint64, buf []byte) error {
 	for try := 0; ; try++ {

@@ -57,6 +57,11 @@ func (tx *Tx) Heads(account snapferry.AccountID) ([]Head, error) {
 	return list(tx, headList, scanHead, "volumes", string(account))
 }
 
+// HeadsOn returns the live volumes whose base is a version.
+func (tx *Tx) HeadsOn(version snapferry.VersionID) ([]Head, error) {
+	return list(tx, headsOn, scanHead, "volumes", hexText(version))
+}
+
 func scanUpload(r scanner, u *Upload) error { return r.Scan(&u.Snapshot, &u.Volume, &u.Layer) }
 
 // InsertUpload adds what is to be uploaded for a snapshot.

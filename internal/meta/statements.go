@@ -130,6 +130,7 @@ const (
 	headUpdate
 	headDelete
 	headList
+	headsOn
 	uploadInsert
 	uploadDelete
 	uploadList
@@ -351,6 +352,7 @@ var statementText = [numStatements]string{
 	headDelete: `DELETE FROM heads WHERE volume = $1`,
 	headList: `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE $1 = '' OR h.account = $1
 		ORDER BY h.created DESC, h.volume DESC`,
+	headsOn:      `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE h.base = $1 ORDER BY h.volume`,
 	uploadInsert: `INSERT INTO uploads (snapshot, volume, layer) VALUES ($1, $2, $3)`,
 	uploadDelete: `DELETE FROM uploads WHERE snapshot = $1`,
 	uploadList:   `SELECT snapshot, volume, layer FROM uploads WHERE volume = $1 ORDER BY layer`,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
 )
 
 // Stats counts what a run does while it runs.
@@ -29,6 +30,17 @@ type Config struct {
 	Streams int // block streams at a time; 0 for 4
 	// Settle, if not nil, is told how many blocks a leaf settles, when it ends.
 	Settle func(leaf uint64, blocks int64)
+	// Near, if not nil, has blocks that came from the source already, for somebody
+	// who could not wait.
+	Near Near
+}
+
+// Near has plain blocks of the snapshot that is copied. What it has is checked
+// again. Its methods are called concurrently.
+type Near interface {
+	Has(block uint64) bool
+	// Read fills dst, 65,536 bytes; false when it cannot.
+	Read(block uint64, dst []byte) bool
 }
 
 // Pruned stands for the leaf in Config.Settle when blocks are settled by equal
@@ -82,6 +94,40 @@ func Run(ctx context.Context, c Config) error {
 type job struct {
 	Step
 	ticket Ticket
+	near   blockmap.Bitmap // blocks that came already; they are not in Want any more
+}
+
+// near takes what came already out of what a job wants.
+func (c *Config) near(j *job) {
+	if c.Near == nil {
+		return
+	}
+	for i := range j.Want.All() {
+		if c.Near.Has(j.Leaf*blockmap.Fanout + uint64(i)) {
+			j.near.Set(i)
+		}
+	}
+	for i := range j.near.All() {
+		j.Want.Clear(i)
+	}
+}
+
+// putNear sets a block that came already; if it is gone again, or is not what it
+// must be, it is asked for once more.
+func (c *Config) putNear(ctx context.Context, f Filler, j *job, i int, buf []byte) error {
+	at := j.Leaf*blockmap.Fanout + uint64(i)
+	d, _, _ := j.Node.Child(i)
+	if c.Near.Read(at, buf) && digest.Block(buf) == d {
+		return f.Put(i, buf[:min(c.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
+	}
+	var one blockmap.Bitmap
+	one.Set(i)
+	frames, err := c.Source.Blocks(ctx, []Want{{Leaf: j.Leaf, Blocks: one}})
+	if err != nil {
+		return err
+	}
+	defer frames.Close()
+	return c.put(f, j, i, d, frames)
 }
 
 // dispatch plans and hands out batches of steps.
@@ -112,7 +158,7 @@ func (c *Config) dispatch(ctx context.Context, out chan<- []job) error {
 		if s.Node == nil {
 			return c.Sink.Absent(ctx, t)
 		}
-		batch = append(batch, job{s, t})
+		batch = append(batch, job{Step: s, ticket: t})
 		if bytes += s.Bytes; bytes >= batchBytes || len(batch) >= batchLeaves {
 			return send()
 		}
@@ -134,7 +180,9 @@ func (c *Config) dispatch(ctx context.Context, out chan<- []job) error {
 // move fills the leaves of a batch from one stream of blocks.
 func (c *Config) move(ctx context.Context, f Filler, batch []job) error {
 	var want []Want
-	for _, j := range batch {
+	for i := range batch {
+		j := &batch[i]
+		c.near(j)
 		if j.Want != (blockmap.Bitmap{}) {
 			want = append(want, Want{Leaf: j.Leaf, Blocks: j.Want})
 		}
@@ -147,17 +195,18 @@ func (c *Config) move(ctx context.Context, f Filler, batch []job) error {
 		}
 	}
 	defer frames.Close()
-	for _, j := range batch {
+	for i := range batch {
+		j := &batch[i]
 		if err := f.Begin(ctx, j.ticket); err != nil {
 			return err
 		}
-		if err := c.fill(f, j, frames); err != nil {
+		if err := c.fill(ctx, f, j, frames); err != nil {
 			return err
 		}
 		if err := f.End(ctx); err != nil {
 			return err
 		}
-		blocks, moved := int64(j.Node.Len()), int64(j.Want.Count())
+		blocks, moved := int64(j.Node.Len()), int64(j.Want.Count()+j.near.Count())
 		c.Stats.Settled.Add(blocks)
 		c.Stats.Reused.Add(blocks - moved)
 		if c.Settle != nil {
@@ -174,34 +223,49 @@ func (c *Config) move(ctx context.Context, f Filler, batch []job) error {
 }
 
 // fill sets the blocks of one leaf.
-func (c *Config) fill(f Filler, j job, frames Frames) error {
+func (c *Config) fill(ctx context.Context, f Filler, j *job, frames Frames) error {
+	var buf []byte
 	for i := range blockmap.Fanout {
 		d, _, ok := j.Node.Child(i)
 		if !ok {
 			continue
 		}
-		if !j.Want.Has(i) {
-			if err := f.Keep(i, d); err != nil {
-				return err
+		var err error
+		switch {
+		case j.near.Has(i):
+			if buf == nil {
+				buf = make([]byte, snapferry.BlockSize)
 			}
-			continue
-		}
-		fr, err := frames.Next()
-		if errors.Is(err, io.EOF) {
-			return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+			err = c.putNear(ctx, f, j, i, buf)
+		case j.Want.Has(i):
+			err = c.put(f, j, i, d, frames)
+		default:
+			err = f.Keep(i, d)
 		}
 		if err != nil {
 			return err
 		}
-		if at := j.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
-			return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
-		}
-		if err := f.PutFrame(i, d, fr.Codec, fr.RawLength, fr.Payload); err != nil {
-			return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
-		}
-		c.Stats.Moved.Add(int64(len(fr.Payload)))
-		c.Stats.Blocks.Add(1)
 	}
+	return nil
+}
+
+// put sets a block to the next frame of a stream.
+func (c *Config) put(f Filler, j *job, i int, d digest.Digest, frames Frames) error {
+	fr, err := frames.Next()
+	if errors.Is(err, io.EOF) {
+		return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+	}
+	if err != nil {
+		return err
+	}
+	if at := j.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
+		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
+	}
+	if err := f.PutFrame(i, d, fr.Codec, fr.RawLength, fr.Payload); err != nil {
+		return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
+	}
+	c.Stats.Moved.Add(int64(len(fr.Payload)))
+	c.Stats.Blocks.Add(1)
 	return nil
 }
 

@@ -96,6 +96,8 @@ type Filler interface {
 	Begin(ctx context.Context, t Ticket) error
 	// Keep sets a block to what the base has there.
 	Keep(i int, d digest.Digest) error
+	// Put sets a block to plain bytes, as many as lie within the disk.
+	Put(i int, plain []byte) error
 	// PutFrame sets a block to a frame's content, which must have digest d.
 	PutFrame(i int, d digest.Digest, codec snapferry.Codec, rawLength int, payload []byte) error
 	End(ctx context.Context) error

@@ -186,6 +186,7 @@ func (f *filler) PutFrame(_ int, d digest.Digest, _ snapferry.Codec, raw int, p 
 	}
 	return nil
 }
+func (f *filler) Put(int, []byte) error     { return nil }
 func (f *filler) End(context.Context) error { f.end(f.leaf); return nil }
 func (f *filler) Close()                    {}
 

@@ -24,6 +24,12 @@ func (d *Decompressor) Close() { d.dec.close() }
 // BlockBuffer returns memory for Block.
 func BlockBuffer() []byte { return make([]byte, snapferry.BlockSize, snapferry.BlockSize+spare) }
 
+// Fill fills dst, a whole block, with the content of the payload of a frame,
+// padded with zeros. The error is of Kind Corrupt when that has not digest want.
+func (d *Decompressor) Fill(dst, payload []byte, info snapferry.FrameInfo, want digest.Digest) error {
+	return d.dec.block(dst[:snapferry.BlockSize:snapferry.BlockSize], payload, info, want, snapferry.Ref{})
+}
+
 // Block returns the digest of the block in the payload of a frame. What has to
 // be decompressed or padded goes through dst, which BlockBuffer made. The error is
 // of Kind Corrupt when the payload is not a block as info tells it, and of

@@ -7,6 +7,8 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/extent"
+	"github.com/snapferry/snapferry/internal/meta"
 )
 
 // An Image reads the blocks of a map at random, for a disk that is used before
@@ -29,24 +31,37 @@ func (v *Vault) ImageOf(ctx context.Context, id snapferry.VersionID) (*Image, er
 	return v.Image(m), nil
 }
 
+// PartOf returns an Image of an open version as its last checkpoint has it, and
+// the leaves in which that is what the version will have. Whoever reads keeps the
+// version from being aborted, or reads nothing of it after an error.
+func (v *Vault) PartOf(ctx context.Context, id snapferry.VersionID) (im *Image, leaves extent.Set, err error) {
+	var row meta.Version
+	var cp meta.Checkpoint
+	err = v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if row, err = tx.Version(id); err != nil {
+			return err
+		}
+		cp, err = tx.Checkpoint(id)
+		return err
+	})
+	m := blockmap.Map{Size: row.Size, Nodes: v}
+	switch {
+	case snapferry.IsKind(err, snapferry.NotFound) && row.ID == id:
+		return v.Image(m), leaves, nil // no checkpoint yet
+	case err != nil:
+		return nil, leaves, err
+	}
+	if m.Root, err = decodeRoot(cp.Root, row.Size); err == nil {
+		err = leaves.UnmarshalBinary(cp.Finished)
+	}
+	return v.Image(m), leaves, err
+}
+
 // Size returns the bytes of the disk.
 func (im *Image) Size() int64 { return im.m.Size }
 
 // Map returns the map that is read.
 func (im *Image) Map() blockmap.Map { return im.m }
-
-// Present returns which blocks of a leaf, of 16 MiB, are there; the others are
-// zero.
-func (im *Image) Present(ctx context.Context, leaf uint64) (blockmap.Bitmap, error) {
-	if leaf >= blockmap.Leaves(im.m.Size) {
-		return blockmap.Bitmap{}, nil
-	}
-	n, err := im.m.Leaf(ctx, leaf)
-	if err != nil || n == nil {
-		return blockmap.Bitmap{}, err
-	}
-	return n.Presence, nil
-}
 
 // Run returns for how many bytes from off on, at most n, the disk is alike: in
 // blocks that are there (data), or in such as are zero. It reads nodes only.

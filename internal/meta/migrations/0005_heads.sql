@@ -25,6 +25,7 @@ CREATE TABLE heads (
     created  INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX heads_account ON heads (account, created, volume);
+CREATE INDEX heads_base ON heads (base);
 
 -- Snapshots of live volumes that are not uploaded: what a frozen layer, and those
 -- below it, have is to become a version. They are uploaded in the order of layers.

@@ -1,0 +1,313 @@
+package control
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
+	"github.com/snapferry/snapferry/internal/head"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// A volume can be made from a snapshot that is still being copied here. What it
+// reads comes from where it is already: the leaves that the copy has settled, the
+// base that the copy is incremental on, or else the source, checked as the copy
+// checks it. What came from the source so is near, in the cache of the version,
+// and the copy takes it from there.
+
+// early is what volumes read of a copy before the copy has it.
+type early struct {
+	moved  atomic.Int64 // bytes of frames
+	blocks atomic.Int64
+	mu     sync.Mutex
+	image  *transfer.Image // nil: not asked for yet; guarded by mu
+}
+
+// earlyOf returns that of a copy's version.
+func (r *Region) earlyOf(version snapferry.VersionID) *early {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.earlies[version]
+	if e == nil {
+		e = &early{}
+		r.earlies[version] = e
+	}
+	return e
+}
+
+// endEarly forgets that of a version, which is sealed or gone.
+func (r *Region) endEarly(version snapferry.VersionID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.earlies, version)
+}
+
+// imageOf opens a version, for a volume: one that is sealed, or being copied.
+func (r *Region) imageOf(ctx context.Context, id snapferry.VersionID) (head.Image, error) {
+	row, err := r.versionRow(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if row.State != snapferry.VersionOpen {
+		return r.vault.ImageOf(ctx, id)
+	}
+	return &growing{r: r, id: id, size: row.Size}, nil
+}
+
+func (r *Region) versionRow(ctx context.Context, id snapferry.VersionID) (row meta.Version, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		row, err = tx.Version(id)
+		return err
+	})
+	return row, err
+}
+
+// growing is the content of a version that is being copied here.
+type growing struct {
+	r    *Region
+	id   snapferry.VersionID
+	size int64
+	full atomic.Pointer[vault.Image] // when it is sealed
+}
+
+// Size implements head.Image.
+func (g *growing) Size() int64 { return g.size }
+
+// parts is where the content of a growing version is, at one time.
+type parts struct {
+	here   *vault.Image // what the copy has settled, by its last checkpoint
+	leaves func(leaf uint64) bool
+	base   *vault.Image // what the copy is incremental on; nil: nothing
+	far    *transfer.Image
+}
+
+// Read implements head.Image.
+func (g *growing) Read(ctx context.Context, first uint64, dst []byte) error {
+	if im, err := g.sealed(ctx); im != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		return im.Read(ctx, first, dst)
+	}
+	p, err := g.parts(ctx)
+	if err != nil {
+		return err
+	}
+	leaf, lo := first/blockmap.Fanout, int(first%blockmap.Fanout)
+	if p.leaves(leaf) {
+		return p.here.Read(ctx, first, dst)
+	}
+	n, err := p.far.Leaf(ctx, leaf)
+	if err != nil {
+		return err
+	}
+	clear(dst)
+	var remote, local blockmap.Bitmap
+	var have *blockmap.Node
+	if p.base != nil && leaf < blockmap.Leaves(p.base.Size()) {
+		if have, err = p.base.Map().Leaf(ctx, leaf); err != nil {
+			return err
+		}
+	}
+	for i := lo; i < lo+len(dst)/snapferry.BlockSize; i++ {
+		d, _, ok := n.Child(i)
+		if !ok {
+			continue
+		}
+		if hd, _, hok := have.Child(i); hok && hd == d {
+			local.Set(i)
+		} else {
+			remote.Set(i)
+		}
+	}
+	for i := range local.All() {
+		at := (i - lo) * snapferry.BlockSize
+		if err := p.base.Read(ctx, leaf*blockmap.Fanout+uint64(i), dst[at:at+snapferry.BlockSize:at+snapferry.BlockSize]); err != nil {
+			return err
+		}
+	}
+	if remote == (blockmap.Bitmap{}) {
+		return nil
+	}
+	return p.far.Read(ctx, leaf, n, remote, lo, dst)
+}
+
+// Run implements head.Image. What is far is told a leaf at a time.
+func (g *growing) Run(ctx context.Context, off, n int64) (length int64, data bool, err error) {
+	if im, err := g.sealed(ctx); im != nil || err != nil {
+		if err != nil {
+			return 0, false, err
+		}
+		return im.Run(ctx, off, n)
+	}
+	if off >= g.size {
+		return n, false, nil
+	}
+	p, err := g.parts(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	leaf := uint64(off / blockmap.LeafSpan)
+	start := int64(leaf) * blockmap.LeafSpan
+	node, err := p.far.Leaf(ctx, leaf)
+	if err != nil {
+		return 0, false, err
+	}
+	i := int((off - start) / snapferry.BlockSize)
+	has := func(i int) bool { _, _, ok := node.Child(i); return ok }
+	data = has(i)
+	for i < blockmap.Fanout && has(i) == data {
+		i++
+	}
+	return min(n, start+int64(i)*snapferry.BlockSize-off), data, nil
+}
+
+// sealed returns the image of the version when it is; nil while it is copied.
+func (g *growing) sealed(ctx context.Context) (*vault.Image, error) {
+	if im := g.full.Load(); im != nil {
+		return im, nil
+	}
+	row, err := g.r.versionRow(ctx, g.id)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return nil, snapferry.Errorf(snapferry.Conflict, "the copy that this volume was made from has failed")
+	}
+	if err != nil || row.State == snapferry.VersionOpen {
+		return nil, err
+	}
+	im, err := g.r.vault.ImageOf(ctx, g.id)
+	if err == nil {
+		g.full.Store(im)
+	}
+	return im, err
+}
+
+// parts returns where the content is now.
+func (g *growing) parts(ctx context.Context) (p parts, err error) {
+	here, leaves, err := g.r.vault.PartOf(ctx, g.id)
+	if err != nil {
+		return p, err
+	}
+	p.here, p.leaves = here, func(leaf uint64) bool { return leaves.Contains(int64(leaf)) }
+	row, err := g.r.versionRow(ctx, g.id)
+	if err != nil {
+		return p, err
+	}
+	if !row.Parent.IsZero() {
+		if p.base, err = g.r.vault.ImageOf(ctx, row.Parent); err != nil {
+			return p, err
+		}
+	}
+	p.far, err = g.r.far(ctx, g.id)
+	return p, err
+}
+
+// far returns the image of the source of a copy.
+func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfer.Image, error) {
+	e := r.earlyOf(version)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.image != nil {
+		return e.image, nil
+	}
+	var c meta.Copy
+	err := r.db.View(ctx, func(tx *meta.Tx) error {
+		rows, err := tx.SnapshotsOfVersion(version)
+		if err != nil {
+			return err
+		}
+		if len(rows) == 0 || rows[0].Copy == "" {
+			return snapferry.Errorf(snapferry.Conflict, "version %s is not that of a copy", version)
+		}
+		c, err = tx.Copy(rows[0].Copy)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	from, err := r.remote(ctx, c.Source.Region, c.Account)
+	if err != nil {
+		return nil, err
+	}
+	d, err := from.Describe(ctx, c.Source.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	e.image, err = transfer.NewImage(transfer.ImageConfig{
+		Info: d.Info, Source: from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), Open: openFrame,
+		Received: func(n int) {
+			e.moved.Add(int64(n))
+			e.blocks.Add(1)
+		},
+	})
+	return e.image, err
+}
+
+// decoders are decompressors between two frames.
+var decoders = sync.Pool{}
+
+// openFrame fills dst with the content of a frame of another region.
+func openFrame(dst []byte, f transfer.Frame, d digest.Digest) error {
+	dec, ok := decoders.Get().(*vault.Decompressor)
+	if !ok {
+		var err error
+		if dec, err = vault.NewDecompressor(); err != nil {
+			return err
+		}
+	}
+	defer decoders.Put(dec)
+	if f.RawLength < 1 || f.RawLength > len(dst) {
+		return snapferry.Errorf(snapferry.Corrupt, "block %d: frame of %d plain bytes", f.Block, f.RawLength)
+	}
+	return dec.Fill(dst, f.Payload, snapferry.FrameInfo{Codec: f.Codec, RawLength: uint32(f.RawLength), Position: snapferry.Position{Index: f.Block}}, d)
+}
+
+// near is what volumes have read of a copy, for the copy.
+type near struct {
+	caches  *head.Caches
+	version snapferry.VersionID
+}
+
+func (n near) Has(block uint64) bool              { return n.caches.Has(n.version, block) }
+func (n near) Read(block uint64, dst []byte) bool { return n.caches.Read(n.version, block, dst) }
+
+// detach puts the volumes that read a version which is to be aborted into error,
+// in the caller's transaction: they must not serve holes.
+func detach(tx *meta.Tx, version snapferry.VersionID, reason string) error {
+	if version.IsZero() {
+		return nil
+	}
+	heads, err := tx.HeadsOn(version)
+	if err != nil {
+		return err
+	}
+	for _, h := range heads {
+		h.Base = snapferry.VersionID{}
+		if h.State != snapferry.VolumeDeleting {
+			h.State = snapferry.VolumeError
+		}
+		h.Reason, h.Hint = reason, "delete it, and make a volume of another snapshot"
+		if err := tx.UpdateHead(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkUnused reports, as Conflict, that volumes read a version that is being
+// copied.
+func checkUnused(tx *meta.Tx, version snapferry.VersionID, id snapferry.SnapshotID) error {
+	if version.IsZero() {
+		return nil
+	}
+	heads, err := tx.HeadsOn(version)
+	if err != nil || len(heads) == 0 {
+		return err
+	}
+	return snapferry.Errorf(snapferry.Conflict, "volume %s is made from snapshot %s, which is still being copied", heads[0].ID, id).
+		WithHint("wait for the copy, delete the volume, or give the volume up with --force")
+}

@@ -1,0 +1,174 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/layer"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/internal/transfer"
+)
+
+// newEarlyWorld is a world whose west has live volumes.
+func newEarlyWorld(t *testing.T) *world {
+	t.Helper()
+	fs, err := layer.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := simtest.NewFactory(t)
+	w := &world{t: t, toEast: simtest.NewLink("west"), toWest: simtest.NewLink("east")}
+	w.east = f.NewRegion(t, simtest.Options{Name: "east", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": w.toWest.As}})
+	w.west = f.NewRegion(t, simtest.Options{
+		Name: "west", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": w.toEast.As}, Files: fs, CacheBytes: 1 << 30, Exporter: &shelf{},
+	})
+	w.toEast.Join(w.east)
+	w.toWest.Join(w.west)
+	t.Cleanup(func() { w.west.Stop(); fs.Close() })
+	w.atEast, w.atWest = w.east.Account("a"), w.west.Account("a")
+	return w
+}
+
+// sieve is a source that lets small requests through, those of who reads at
+// random, and keeps the large ones of a copy back until it is opened.
+type sieve struct {
+	transfer.Source
+	asked, open chan struct{}
+}
+
+func (s *sieve) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	n := 0
+	for _, w := range want {
+		n += w.Blocks.Count()
+	}
+	if n > 16 {
+		select {
+		case s.asked <- struct{}{}:
+		default:
+		}
+		select {
+		case <-s.open:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return s.Source.Blocks(ctx, want)
+}
+
+// earlyDisk has some leaves with many blocks.
+func earlyDisk() *simtest.Disk {
+	d := simtest.NewDisk(80<<20 + 512)
+	for b := range uint64(600) {
+		d.Fill(b, int(b%90)+1)
+	}
+	return d.Fill(1280, 5)
+}
+
+// A volume made from a copy that has moved nothing yet has the right bytes
+// everywhere, can be written and snapshotted, and what it has read does not cross
+// again.
+func TestVolumeOfRunningCopy(t *testing.T) {
+	w := newEarlyWorld(t)
+	d := earlyDisk()
+	s := w.imported(d)
+	gate := &sieve{asked: make(chan struct{}, 1), open: make(chan struct{})}
+	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &sieve{s, gate.asked, gate.open} })
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-gate.asked
+
+	a := &alone{Region: w.west, t: t, at: w.atWest}
+	v := newVolume(t, a, control.VolumeRequest{Snapshot: c.ID, Name: "early"}, 3)
+	v.disk = d.Clone(d.Size())
+	v.spots(60)
+	v.write(20)
+	v.spots(30)
+	snap, snapDisk := v.snapshot() // waits for the copy
+	if n := v.open().Stats().Fetched; n == 0 {
+		t.Error("nothing was read from the source")
+	}
+	wantKind(t, "deletion of a copy that a volume needs", w.west.Control.Delete(t.Context(), w.atWest, c.ID), snapferry.Conflict)
+
+	// A region that comes back in the middle.
+	w.west.Restart()
+	w.toWest.Join(w.west)
+	v.spots(20)
+
+	close(gate.open)
+	done := w.ready(c.ID, d)
+	v.same()
+	a.ready(snap, snapDisk)
+	v.same()
+	if got, want := done.Counts.Moved, s.Counts.Stored*11/10; got > want {
+		t.Errorf("moved %d bytes, want at most %d: what is stored at the source", got, want)
+	}
+	v.calm(v.id)
+	if err := w.west.Control.DeleteVolume(t.Context(), w.atWest, v.id); err != nil {
+		t.Fatal(err)
+	}
+	w.check()
+}
+
+// spots compares stretches of a volume and its disk.
+func (l *lively) spots(n int) {
+	l.t.Helper()
+	h := l.open()
+	rng := rand.New(rand.NewPCG(uint64(n), 9))
+	for range n {
+		size := int64(1+rng.IntN(200)) * 512
+		off := rng.Int64N(l.disk.Size() - size)
+		got, want := make([]byte, size), make([]byte, size)
+		if _, err := h.ReadAt(got, off); err != nil {
+			l.t.Fatal(err)
+		}
+		if _, err := l.disk.ReadAt(want, off); err != nil {
+			l.t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			l.t.Fatalf("%d bytes at %d differ", size, off)
+		}
+	}
+}
+
+// A copy that is given up takes its volumes with it: they end in error, and never
+// read as holes.
+func TestAbandonedCopy(t *testing.T) {
+	w := newEarlyWorld(t)
+	d := earlyDisk()
+	s := w.imported(d)
+	gate := &sieve{asked: make(chan struct{}, 1), open: make(chan struct{})}
+	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &sieve{s, gate.asked, gate.open} })
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-gate.asked
+	a := &alone{Region: w.west, t: t, at: w.atWest}
+	v := newVolume(t, a, control.VolumeRequest{Snapshot: c.ID, Name: "early"}, 3)
+	v.disk = d.Clone(d.Size())
+	v.spots(3)
+	h := v.open()
+	if err := w.west.Control.Abandon(t.Context(), w.atWest, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, w.west, c.ID)
+	got, err := w.west.Control.Volume(t.Context(), w.atWest, v.id)
+	if err != nil || got.State != snapferry.VolumeError {
+		t.Errorf("the volume: got %+v, %v, want error", got, err)
+	}
+	p := make([]byte, 1<<20)
+	if _, err := h.ReadAt(p, 20<<20); err == nil {
+		t.Error("a volume without its copy still reads")
+	}
+	_, err = w.west.Control.SnapshotVolumes(t.Context(), w.atWest, control.VolumeSnapshotRequest{Volumes: []snapferry.VolumeID{v.id}})
+	wantKind(t, "a snapshot of a volume in error", err, snapferry.Conflict)
+	if err := w.west.Control.DeleteVolume(t.Context(), w.atWest, v.id); err != nil {
+		t.Fatal(err)
+	}
+	idle(t, w.west, "volume gone", func(tx *meta.Tx) (bool, error) {
+		_, err := tx.Head(v.id)
+		return snapferry.IsKind(err, snapferry.NotFound), nil
+	})
+	w.check()
+}
