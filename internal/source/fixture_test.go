@@ -18,22 +18,28 @@ import (
 // build machine (CI set) it fails there.
 func needRoot(t *testing.T, tools ...string) {
 	t.Helper()
-	lack := ""
 	if os.Geteuid() != 0 {
-		lack = "root"
+		lacks(t, "root")
 	}
+	needTools(t, tools...)
+}
+
+// needTools does so where a program is missing.
+func needTools(t *testing.T, tools ...string) {
+	t.Helper()
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
-			lack = tool
+			lacks(t, tool)
 		}
 	}
-	if lack == "" {
-		return
-	}
+}
+
+func lacks(t *testing.T, what string) {
+	t.Helper()
 	if os.Getenv("CI") != "" {
-		t.Fatalf("this test needs %s", lack)
+		t.Fatalf("this test needs %s", what)
 	}
-	t.Skipf("this test needs %s", lack)
+	t.Skipf("this test needs %s", what)
 }
 
 func run(t *testing.T, name string, args ...string) string {
