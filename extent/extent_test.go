@@ -253,3 +253,30 @@ func FuzzUnmarshalBinary(f *testing.F) {
 		}
 	})
 }
+
+func TestRun(t *testing.T) {
+	var s extent.Set
+	s.Add(extent.Extent{Off: 10, Len: 5})
+	s.Add(extent.Extent{Off: 20, Len: 1})
+	for _, tt := range []struct {
+		off, n, length int64
+		in             bool
+	}{
+		{0, 100, 10, false},
+		{0, 5, 5, false},
+		{9, 1, 1, false},
+		{10, 100, 5, true},
+		{12, 2, 2, true},
+		{14, 9, 1, true},
+		{15, 100, 5, false},
+		{20, 2, 1, true},
+		{21, 7, 7, false},
+	} {
+		if length, in := s.Run(tt.off, tt.n); length != tt.length || in != tt.in {
+			t.Errorf("%d bytes from %d: got %d %v, want %d %v", tt.n, tt.off, length, in, tt.length, tt.in)
+		}
+	}
+	if length, in := new(extent.Set).Run(3, 4); length != 4 || in {
+		t.Errorf("an empty set: got %d %v", length, in)
+	}
+}

@@ -142,7 +142,7 @@ func TestRegionRefused(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error)
-	go func() { served <- s.serve(ctx) }()
+	go func() { served <- s.serve(ctx, func() {}) }()
 	stop()
 	if err := <-served; err != nil {
 		t.Errorf("serve: %v", err)

@@ -331,14 +331,22 @@ func closed(c io.Closer) func() error {
 }
 
 // serve serves until ctx ends or a part of the region fails, and returns when
-// jobs have come to rest.
-func (s *regionServer) serve(outer context.Context) error {
+// jobs have come to rest. It calls ready when everything is served, volumes too.
+func (s *regionServer) serve(outer context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(outer)
 	// The region closes its volumes when no request uses them any more.
 	work, rest := context.WithCancel(context.WithoutCancel(ctx))
 	defer rest()
 	s.api.ended = rest
 	g.Go(func() error { return s.region.Run(work) })
+	g.Go(func() error {
+		select {
+		case <-s.region.Started():
+			ready()
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	g.Go(func() error { return s.catalogue.Run(ctx) })
 	g.Go(func() error { return s.handoff.Serve(ctx) })
 	for _, x := range []service{s.api, s.peers} {

@@ -84,6 +84,7 @@ func (a *app) serve(ctx context.Context, cfg serverConfig) (err error) {
 			err = cerr
 		}
 	}()
-	fmt.Fprintf(a.stderr, readyLine, cfg.Name, s.api.listener.Addr(), cfg.Handoff, s.peers.listener.Addr())
-	return s.serve(ctx)
+	return s.serve(ctx, func() {
+		fmt.Fprintf(a.stderr, readyLine, cfg.Name, s.api.listener.Addr(), cfg.Handoff, s.peers.listener.Addr())
+	})
 }

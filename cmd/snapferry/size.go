@@ -26,7 +26,7 @@ func parseSize(s string) (int64, error) {
 	if strings.Trim(number, "0123456789.") != "" {
 		return bad()
 	}
-	if n, err := strconv.ParseInt(number, 10, 64); err == nil && float64(n)*unit < math.MaxInt64 {
+	if n, err := strconv.ParseInt(number, 10, 64); err == nil && n <= math.MaxInt64/int64(unit) {
 		return n * int64(unit), nil
 	}
 	f, err := strconv.ParseFloat(number, 64)

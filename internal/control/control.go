@@ -60,6 +60,7 @@ type Region struct {
 	pace    *rate.Limiter // of compaction; nil: none
 	freeing freeing
 	files   VolumeConfig
+	begun   chan struct{}  // see Started
 	closed  atomic.Bool    // no volume is opened any more
 	behind  sync.WaitGroup // see afterwards
 	answers answers
@@ -84,7 +85,8 @@ func New(c Config) *Region {
 		c.ReclaimGrace = 0
 	}
 	return &Region{
-		name: c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
+		begun: make(chan struct{}),
+		name:  c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
@@ -113,8 +115,14 @@ const (
 	jobHydrate  = "hydrate"
 )
 
-// Run works on the region's jobs until ctx ends.
+// Started returns a channel that is closed when Run has taken up what the last
+// process left: live volumes that are exported are served.
+func (r *Region) Started() <-chan struct{} { return r.begun }
+
+// Run works on the region's jobs until ctx ends, and then closes its volumes.
+// Nobody may use them any more by then. It is called once.
 func (r *Region) Run(ctx context.Context) error {
+	defer r.closeVolumes()
 	if err := r.abandonReserved(ctx); err != nil {
 		return err
 	}
@@ -127,7 +135,7 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.startVolumes(ctx); err != nil {
 		return err
 	}
-	defer r.closeVolumes()
+	close(r.begun)
 	return r.jobs.Start(ctx, r.handlers())
 }
 
