@@ -146,6 +146,12 @@ func (c *Client) Delete(ctx context.Context, id snapferry.SnapshotID) error {
 	return c.do(ctx, http.MethodDelete, snapshotPath(id), nil, nil)
 }
 
+// Abandon is Delete also while volumes were made from a snapshot that is still
+// being copied: they end in error.
+func (c *Client) Abandon(ctx context.Context, id snapferry.SnapshotID) error {
+	return c.do(ctx, http.MethodDelete, snapshotPath(id)+"?force=true", nil, nil)
+}
+
 // Fork makes a new volume whose first snapshot has the content of a snapshot,
 // and returns that one, creating. No data moves.
 func (c *Client) Fork(ctx context.Context, id snapferry.SnapshotID, req ForkRequest) (s snapferry.Snapshot, err error) {

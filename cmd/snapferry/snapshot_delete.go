@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/client"
 )
 
 func (a *app) deleteCommand() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use: "delete ID...", Short: "Delete snapshots; one that is being made is cancelled", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := parseSnapshots(args...)
@@ -24,7 +24,11 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			deleted, err := deleteAll(cmd.Context(), c, ids)
+			del := c.Delete
+			if force {
+				del = c.Abandon
+			}
+			deleted, err := deleteAll(cmd.Context(), del, ids)
 			perr := a.printDeleted(deleted)
 			if err == nil {
 				err = perr
@@ -32,6 +36,8 @@ func (a *app) deleteCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "also end a copy that volumes were made from: they end in error")
+	return cmd
 }
 
 // deletesAtOnce is how many snapshots a command deletes at a time: each waits for
@@ -40,7 +46,7 @@ const deletesAtOnce = 8
 
 // deleteAll deletes snapshots. After one that cannot be, none is begun any more;
 // those that are deleted are returned in any case, in the order of ids.
-func deleteAll(ctx context.Context, c *client.Client, ids []snapferry.SnapshotID) (deleted []snapferry.SnapshotID, err error) {
+func deleteAll(ctx context.Context, del func(context.Context, snapferry.SnapshotID) error, ids []snapferry.SnapshotID) (deleted []snapferry.SnapshotID, err error) {
 	var (
 		g      errgroup.Group
 		failed atomic.Bool
@@ -52,7 +58,7 @@ func deleteAll(ctx context.Context, c *client.Client, ids []snapferry.SnapshotID
 			if failed.Load() {
 				return nil
 			}
-			err := c.Delete(ctx, id)
+			err := del(ctx, id)
 			done[i] = err == nil
 			if err != nil {
 				failed.Store(true)

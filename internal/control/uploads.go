@@ -47,6 +47,11 @@ func (r *Region) SnapshotVolumes(ctx context.Context, account snapferry.AccountI
 		l.use.RLock()
 		defer l.use.RUnlock()
 	}
+	return r.snapshotHeld(ctx, account, q)
+}
+
+// snapshotHeld is SnapshotVolumes for volumes that nobody takes away meanwhile.
+func (r *Region) snapshotHeld(ctx context.Context, account snapferry.AccountID, q VolumeSnapshotRequest) ([]snapferry.Snapshot, error) {
 	vols := make([]*head.Volume, len(q.Volumes))
 	for i, id := range q.Volumes {
 		var err error
@@ -362,6 +367,10 @@ type RollbackRequest struct {
 // now is kept as a snapshot, unless that is declined; the volume can be used again
 // when that is ready. Its size stays.
 func (r *Region) RollbackVolume(ctx context.Context, account snapferry.AccountID, id snapferry.VolumeID, q RollbackRequest) (snapferry.Volume, error) {
+	// Nobody may export it, and write, between its snapshot and the end.
+	l := r.live(id)
+	l.use.Lock()
+	defer l.use.Unlock()
 	if _, err := r.usable(ctx, account, id); err != nil {
 		return snapferry.Volume{}, err
 	}
@@ -369,16 +378,16 @@ func (r *Region) RollbackVolume(ctx context.Context, account snapferry.AccountID
 	if err != nil {
 		return snapferry.Volume{}, err
 	}
+	var safety snapferry.SnapshotID
 	if !q.NoSafety {
-		if _, err := r.SnapshotVolumes(ctx, account, VolumeSnapshotRequest{Volumes: []snapferry.VolumeID{id}, Labels: Labels{
+		taken, err := r.snapshotHeld(ctx, account, VolumeSnapshotRequest{Volumes: []snapferry.VolumeID{id}, Labels: Labels{
 			Name: "before-rollback", Description: "What volume " + string(id) + " had before it was put back to " + string(q.Snapshot),
-		}}); err != nil {
+		}})
+		if err != nil {
 			return snapferry.Volume{}, err
 		}
+		safety = taken[0].ID
 	}
-	l := r.live(id)
-	l.use.Lock()
-	defer l.use.Unlock()
 	err = r.vault.Hold(ctx, volumeHold(version, id), func(tx *meta.Tx) error {
 		h, err := ownVolume(tx, account, id)
 		if err != nil {
@@ -387,7 +396,8 @@ func (r *Region) RollbackVolume(ctx context.Context, account snapferry.AccountID
 		if h.State == snapferry.VolumeExported {
 			return snapferry.Errorf(snapferry.Conflict, "volume %s is exported", id).WithHint("end that with: snapferry volume unexport %s", id)
 		}
-		h.State, h.Rollback = snapferry.VolumeRollingBack, q.Snapshot
+		h.State, h.Rollback, h.Safety = snapferry.VolumeRollingBack, q.Snapshot, safety
+		h.Reason, h.Hint = "", ""
 		if err := tx.UpdateHead(h); err != nil {
 			return err
 		}
@@ -456,6 +466,12 @@ func (r *Region) runRollback(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return again(err)
 	}
+	if safe, err := r.isSafe(ctx, row); err != nil || !safe {
+		if err == nil {
+			err = r.keepAsIs(ctx, row)
+		}
+		return again(err)
+	}
 	version, err := r.rollbackVersion(ctx, row)
 	if err != nil {
 		return err
@@ -468,7 +484,7 @@ func (r *Region) runRollback(ctx context.Context, run *job.Run) error {
 		if err != nil {
 			return err
 		}
-		now.Base, now.Layer, now.State, now.Rollback = version, 0, snapferry.VolumeAvailable, ""
+		now.Base, now.Layer, now.State, now.Rollback, now.Safety = version, 0, snapferry.VolumeAvailable, "", ""
 		return tx.UpdateHead(now)
 	})
 	if err != nil {
@@ -476,6 +492,35 @@ func (r *Region) runRollback(ctx context.Context, run *job.Run) error {
 	}
 	r.dropBases(ctx, id)
 	return nil
+}
+
+// isSafe reports whether what a volume has before it is put back is in a snapshot,
+// or given up. One that was ready and was deleted since was given up, too.
+func (r *Region) isSafe(ctx context.Context, row meta.Head) (bool, error) {
+	if row.Safety == "" {
+		return true, nil
+	}
+	s, err := r.snapshotRow(ctx, row.Safety)
+	return err == nil && !s.Digest.IsZero(), err
+}
+
+// keepAsIs ends a rollback whose safety snapshot did not become ready: the volume
+// keeps what it has, and says why.
+func (r *Region) keepAsIs(ctx context.Context, row meta.Head) error {
+	err := r.db.Update(ctx, func(tx *meta.Tx) error {
+		now, err := tx.Head(row.ID)
+		if err != nil || now.State != snapferry.VolumeRollingBack {
+			return err
+		}
+		now.Reason = "it was not put back to " + string(row.Rollback) + ": the snapshot of what it has, " + string(row.Safety) + ", did not become ready"
+		now.Hint = "see why with: snapferry snapshot show " + string(row.Safety) + "; then roll back again"
+		now.State, now.Rollback, now.Safety = snapferry.VolumeAvailable, "", ""
+		return tx.UpdateHead(now)
+	})
+	if err == nil {
+		r.dropBases(ctx, row.ID)
+	}
+	return err
 }
 
 // rollbackVersion returns the version that a volume is being put back to: that of

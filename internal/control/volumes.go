@@ -421,7 +421,11 @@ func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 	l := r.live(h.ID)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base)
+	row, _, err := r.idleHead(ctx, h.ID)
+	if err != nil || row.State != snapferry.VolumeCreating {
+		return err // somebody else has made it
+	}
+	err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base)
 	return cmp.Or(err, r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		now, terr := tx.Head(h.ID)
 		if terr != nil || now.State != snapferry.VolumeCreating {

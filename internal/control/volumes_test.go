@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/layer"
@@ -42,11 +45,17 @@ func (s *shelf) Stop(id snapferry.VolumeID) error {
 // newLively is a region alone that has live volumes.
 func newLively(t *testing.T) *alone {
 	t.Helper()
+	return newLivelyOver(t, nil)
+}
+
+// newLivelyOver is newLively with a driver of its bucket.
+func newLivelyOver(t *testing.T, d blob.Driver) *alone {
+	t.Helper()
 	fs, err := layer.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
 	t.Cleanup(func() { r.Stop(); fs.Close() })
 	a := &alone{Region: r, t: t}
 	a.at = a.Account("a")
@@ -243,6 +252,45 @@ func TestLiveVolume(t *testing.T) {
 		}
 	}
 	a.empty()
+}
+
+// A rollback whose safety snapshot does not come about is none: nothing is lost.
+func TestRollbackNotSafe(t *testing.T) {
+	m := &meddler{Driver: memblob.New()}
+	a := newLivelyOver(t, m)
+	l := newVolume(t, a, control.VolumeRequest{Size: 1 << 20, Name: "data"}, 1)
+	l.write(9)
+	first, firstDisk := l.snapshot()
+	a.ready(first, firstDisk)
+	l.calm(l.id)
+	l.write(9)
+	asked, let := make(chan struct{}, 10), make(chan struct{})
+	m.set(func(name string) {
+		if strings.HasPrefix(name, "objects/") {
+			asked <- struct{}{}
+			<-let
+		}
+	})
+	if _, err := a.Control.RollbackVolume(t.Context(), a.at, l.id, control.RollbackRequest{Snapshot: first}); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := a.Control.Delete(t.Context(), a.at, a.newest("data").ID); err != nil {
+		t.Fatal(err)
+	}
+	close(let)
+	l.calm(l.id)
+	v, err := a.Control.Volume(t.Context(), a.at, l.id)
+	if err != nil || v.State != snapferry.VolumeAvailable || v.Reason == "" {
+		t.Errorf("the volume: got %+v, %v; want it as it was, and why", v, err)
+	}
+	l.same()
+	if _, err := a.Control.RollbackVolume(t.Context(), a.at, l.id, control.RollbackRequest{Snapshot: first, NoSafety: true}); err != nil {
+		t.Fatal(err)
+	}
+	l.calm(l.id)
+	l.disk = firstDisk
+	l.same()
 }
 
 // newest returns the newest snapshot of a lineage.

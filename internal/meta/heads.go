@@ -6,7 +6,7 @@ import (
 
 func scanHead(r scanner, h *Head) error {
 	return r.Scan(&h.ID, &h.Name, hexColumn{h.Chain[:]}, &h.Account, &h.State, &h.Reason, &h.Hint, &h.Size, jsonColumn{&h.Tags}, &h.Snapshot,
-		hexColumn{h.Base[:]}, &h.Layer, jsonColumn{&h.Export}, &h.Rate, &h.Rollback, timeColumn{&h.Created})
+		hexColumn{h.Base[:]}, &h.Layer, jsonColumn{&h.Export}, &h.Rate, &h.Rollback, &h.Safety, timeColumn{&h.Created})
 }
 
 func exportText(e *snapferry.Export) string {
@@ -21,7 +21,7 @@ func exportText(e *snapferry.Export) string {
 func (tx *Tx) InsertHead(h Head) error {
 	return tx.run(headInsert, []any{
 		string(h.ID), string(h.Account), string(h.State), h.Reason, h.Hint, h.Size, tagsText(h.Tags), string(h.Snapshot), hexOrNull(h.Base), int64(h.Layer),
-		exportText(h.Export), h.Rate, string(h.Rollback), millis(h.Created),
+		exportText(h.Export), h.Rate, string(h.Rollback), string(h.Safety), millis(h.Created),
 	}, "add volume %s", h.ID)
 }
 
@@ -42,7 +42,7 @@ func (tx *Tx) UpdateHead(h Head) error {
 	}
 	return tx.one(headUpdate, []any{
 		string(h.ID), string(h.State), h.Reason, h.Hint, h.Size, tagsText(h.Tags), hexOrNull(h.Base), int64(h.Layer), exportText(h.Export), h.Rate,
-		string(h.Rollback),
+		string(h.Rollback), string(h.Safety),
 	}, "volume", h.ID)
 }
 

@@ -64,6 +64,7 @@ type Head struct {
 	Export   *snapferry.Export    // nil: not exported
 	Rate     int64                // of its hydration, bytes per second; 0: without limit, -1: none is asked for
 	Rollback snapferry.SnapshotID // that it is being put back to
+	Safety   snapferry.SnapshotID // what it had before, which must be ready first; empty: given up
 	Created  time.Time
 }
 

@@ -169,7 +169,7 @@ const (
 const (
 	accountColumns    = `id, name, token_hash, created`
 	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
-	headColumns       = `h.volume, v.name, v.chain, h.account, h.state, h.reason, h.hint, h.size, h.tags, h.snapshot, h.base, h.layer, h.export, h.rate, h.rollback, h.created`
+	headColumns       = `h.volume, v.name, v.chain, h.account, h.state, h.reason, h.hint, h.size, h.tags, h.snapshot, h.base, h.layer, h.export, h.rate, h.rollback, h.safety, h.created`
 	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
 	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.loose, v.due, v.looked, v.stale`
 	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
@@ -344,10 +344,10 @@ var statementText = [numStatements]string{
 	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)
 		AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.volume = volumes.id)`,
 
-	headInsert: `INSERT INTO heads (volume, account, state, reason, hint, size, tags, snapshot, base, layer, export, rate, rollback, created)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+	headInsert: `INSERT INTO heads (volume, account, state, reason, hint, size, tags, snapshot, base, layer, export, rate, rollback, safety, created)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 	headGet: `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE h.volume = $1`,
-	headUpdate: `UPDATE heads SET state = $2, reason = $3, hint = $4, size = $5, tags = $6, base = $7, layer = $8, export = $9, rate = $10, rollback = $11
+	headUpdate: `UPDATE heads SET state = $2, reason = $3, hint = $4, size = $5, tags = $6, base = $7, layer = $8, export = $9, rate = $10, rollback = $11, safety = $12
 		WHERE volume = $1`,
 	headDelete: `DELETE FROM heads WHERE volume = $1`,
 	headList: `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE $1 = '' OR h.account = $1

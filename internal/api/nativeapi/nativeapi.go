@@ -25,6 +25,7 @@ type Snapshots interface {
 	Snapshots(ctx context.Context, account snapferry.AccountID, f control.Filter) ([]snapferry.Snapshot, error)
 	Wait(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID, done int64, limit time.Duration) (snapferry.Snapshot, error)
 	Delete(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error
+	Abandon(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error
 	Diff(ctx context.Context, account snapferry.AccountID, a, b snapferry.SnapshotID, fn func(extent.Extent) error) error
 	Fork(ctx context.Context, account snapferry.AccountID, req control.ForkRequest) (snapferry.Snapshot, error)
 }
@@ -132,8 +133,8 @@ func (a *api) operations() []wire.Operation {
 		wire.Op[control.Filter, client.SnapshotList]{Name: "ListSnapshots", Method: "GET", Path: "/v1/snapshots", Decode: decodeFilter, Call: a.listSnapshots},
 		wire.Op[snapferry.SnapshotID, snapferry.Snapshot]{Name: "GetSnapshot", Method: "GET", Path: "/v1/snapshots/{id}", Decode: decodeSnapshotID, Call: a.getSnapshot},
 		wire.Op[waitQuery, snapferry.Snapshot]{Name: "WaitSnapshot", Method: "GET", Path: "/v1/snapshots/{id}/wait", Limit: maxLong, Decode: decodeWait, Call: a.waitSnapshot},
-		wire.Op[snapferry.SnapshotID, nothing]{
-			Name: "DeleteSnapshot", Method: "DELETE", Path: "/v1/snapshots/{id}", Status: http.StatusNoContent, Limit: maxLong, Decode: decodeSnapshotID, Call: a.deleteSnapshot,
+		wire.Op[deleteQuery, nothing]{
+			Name: "DeleteSnapshot", Method: "DELETE", Path: "/v1/snapshots/{id}", Status: http.StatusNoContent, Limit: maxLong, Decode: decodeDelete, Call: a.deleteSnapshot,
 		},
 		wire.Op[control.ForkRequest, snapferry.Snapshot]{
 			Name: "ForkSnapshot", Method: "POST", Path: "/v1/snapshots/{id}/fork", Status: http.StatusCreated, Decode: decodeFork, Call: a.forkSnapshot,

@@ -30,8 +30,32 @@ func (a *api) getSnapshot(ctx context.Context, who account, id snapferry.Snapsho
 	return a.region.Snapshot(ctx, who.ID, id)
 }
 
-func (a *api) deleteSnapshot(ctx context.Context, who account, id snapferry.SnapshotID) (nothing, error) {
-	return nothing{}, a.region.Delete(ctx, who.ID, id)
+type deleteQuery struct {
+	id    snapferry.SnapshotID
+	force bool
+}
+
+func decodeDelete(r *wire.Request) (d deleteQuery, err error) {
+	q, err := r.Query("force")
+	if err != nil {
+		return d, err
+	}
+	switch q.Get("force") {
+	case "true":
+		d.force = true
+	case "", "false":
+	default:
+		return d, snapferry.Errorf(snapferry.Invalid, "force is true or false, not %.40q", q.Get("force"))
+	}
+	d.id, err = snapferry.ParseSnapshotID(r.Path("id"))
+	return d, err
+}
+
+func (a *api) deleteSnapshot(ctx context.Context, who account, d deleteQuery) (nothing, error) {
+	if d.force {
+		return nothing{}, a.region.Abandon(ctx, who.ID, d.id)
+	}
+	return nothing{}, a.region.Delete(ctx, who.ID, d.id)
 }
 
 func decodeFilter(r *wire.Request) (f control.Filter, err error) {

@@ -7,7 +7,8 @@
 -- the layers (NULL = none), layer: the layer whose content it has (0 = none).
 -- export: how clients find it, JSON ('' = not exported). rate: bytes per second
 -- of its hydration (-1 = none is asked for, 0 = without limit). rollback: the
--- snapshot it is being put back to.
+-- snapshot it is being put back to, safety: what it had before, which must be
+-- ready first ('' = that is given up).
 CREATE TABLE heads (
     volume   TEXT    PRIMARY KEY NOT NULL REFERENCES volumes (id),
     account  TEXT    NOT NULL REFERENCES accounts (id),
@@ -22,6 +23,7 @@ CREATE TABLE heads (
     export   TEXT    NOT NULL,
     rate     INTEGER NOT NULL,
     rollback TEXT    NOT NULL,
+    safety   TEXT    NOT NULL,
     created  INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX heads_account ON heads (account, created, volume);
