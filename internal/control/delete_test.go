@@ -15,6 +15,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -28,6 +29,8 @@ type alone struct {
 	*simtest.Region
 	t  *testing.T
 	at snapferry.AccountID
+
+	files layer.FS // of live volumes; nil: none
 }
 
 func newAlone(t *testing.T, f *simtest.Factory) *alone {

@@ -121,7 +121,14 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 
 // catchUp tells a volume that was opened what a crash kept from it.
 func (r *Region) catchUp(ctx context.Context, row meta.Head, h *head.Volume) error {
-	if base, _ := h.Base(); base != row.Base && row.State != snapferry.VolumeRollingBack {
+	base, clean := h.Base()
+	switch {
+	case base == row.Base || row.State == snapferry.VolumeRollingBack:
+	case clean > row.Layer:
+		if err := r.followFolder(ctx, row.ID, base, clean); err != nil {
+			return err
+		}
+	default:
 		if err := h.Sealed(ctx, row.Layer, row.Base); err != nil {
 			return err
 		}
@@ -186,6 +193,9 @@ func (r *Region) closeVolumes() {
 func (r *Region) startVolumes(ctx context.Context) error {
 	if r.files.FS == nil {
 		return nil
+	}
+	if err := r.adoptVolumes(ctx); err != nil {
+		return err
 	}
 	var rows []meta.Head
 	err := r.db.Update(ctx, func(tx *meta.Tx) (err error) {

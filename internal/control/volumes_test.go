@@ -57,7 +57,7 @@ func newLivelyOver(t *testing.T, d blob.Driver) *alone {
 	}
 	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
 	t.Cleanup(func() { r.Stop(); fs.Close() })
-	a := &alone{Region: r, t: t}
+	a := &alone{Region: r, t: t, files: fs}
 	a.at = a.Account("a")
 	return a
 }
@@ -291,6 +291,82 @@ func TestRollbackNotSafe(t *testing.T) {
 	l.calm(l.id)
 	l.disk = firstDisk
 	l.same()
+}
+
+// offline changes the metadata while the region is stopped.
+func (a *alone) offline(fn func(tx *meta.Tx) error) {
+	a.t.Helper()
+	a.Offline(func(path string, _ *blob.Bucket) {
+		db, err := meta.Open(a.t.Context(), meta.Config{Path: path})
+		if err == nil {
+			err = db.Update(a.t.Context(), fn)
+		}
+		if err == nil {
+			err = db.Close()
+		}
+		if err != nil {
+			a.t.Fatal(err)
+		}
+	})
+}
+
+// Metadata that knows nothing of a volume, or less than its folder does, learns it
+// from there; what is in no snapshot is not lost. What a volume held whose folder
+// is gone is freed.
+func TestVolumesAreAdopted(t *testing.T) {
+	a := newLively(t)
+	l := newVolume(t, a, control.VolumeRequest{Size: 1 << 20, Name: "data"}, 1)
+	l.write(9)
+	first, firstDisk := l.snapshot()
+	a.ready(first, firstDisk)
+	l.calm(l.id)
+	var old meta.Head
+	a.View(func(tx *meta.Tx) (err error) {
+		old, err = tx.Head(l.id)
+		return err
+	})
+	l.write(9)
+	second, secondDisk := l.snapshot()
+	a.ready(second, secondDisk)
+	l.write(9)
+	l.calm(l.id)
+
+	a.offline(func(tx *meta.Tx) error { return tx.DeleteHead(l.id) })
+	l.same()
+	l.write(3)
+	l.same()
+
+	a.offline(func(tx *meta.Tx) error {
+		h, err := tx.Head(l.id)
+		if err != nil {
+			return err
+		}
+		h.Base, h.Layer = old.Base, old.Layer
+		return tx.UpdateHead(h)
+	})
+	l.same()
+	third, thirdDisk := l.snapshot()
+	if s := a.ready(third, thirdDisk); s.Parent != second {
+		t.Errorf("third snapshot: got parent %s, want %s", s.Parent, second)
+	}
+	l.calm(l.id)
+
+	a.offline(func(tx *meta.Tx) error {
+		if err := head.Remove(a.files, "volumes/"+string(l.id)); err != nil {
+			return err
+		}
+		return tx.DeleteHead(l.id)
+	})
+	all, err := a.Control.Snapshots(t.Context(), a.at, control.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range all {
+		if err := a.Control.Delete(t.Context(), a.at, s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.empty()
 }
 
 // newest returns the newest snapshot of a lineage.

@@ -107,6 +107,13 @@ func Create(fs layer.FS, dir string, size int64, base snapferry.VersionID) error
 	return fs.SyncDir(path.Dir(dir))
 }
 
+// Look returns what the folder of a volume says of it, without opening it: its
+// size in bytes, its base, and the highest layer whose content that has.
+func Look(fs layer.FS, dir string) (size int64, base snapferry.VersionID, clean uint64, err error) {
+	s, err := loadStack(fs, dir)
+	return s.Size, s.Base, s.Clean, err
+}
+
 // Remove removes the folder of a volume that is not open.
 func Remove(fs layer.FS, dir string) error {
 	// Without its stack it is none any more, whatever else is left.
