@@ -84,6 +84,9 @@ func (a *app) serve(ctx context.Context, cfg serverConfig) (err error) {
 			err = cerr
 		}
 	}()
+	if err := s.region.Start(ctx); err != nil {
+		return err
+	}
 	fmt.Fprintf(a.stderr, readyLine, cfg.Name, s.api.listener.Addr(), cfg.Handoff, s.peers.listener.Addr())
 	return s.serve(ctx)
 }

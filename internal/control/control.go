@@ -60,6 +60,7 @@ type Region struct {
 	pace    *rate.Limiter // of compaction; nil: none
 	freeing freeing
 	files   VolumeConfig
+	tookUp  atomic.Bool    // see Start
 	closed  atomic.Bool    // no volume is opened any more
 	behind  sync.WaitGroup // see afterwards
 	answers answers
@@ -112,6 +113,16 @@ const (
 	jobHydrate  = "hydrate"
 )
 
+// Start takes up the volumes that the last process of the region left: those that
+// were exported are served when it returns. Who serves requests calls it before;
+// else Run does it.
+func (r *Region) Start(ctx context.Context) error {
+	if r.tookUp.Swap(true) {
+		return nil
+	}
+	return r.startVolumes(ctx)
+}
+
 // Run works on the region's jobs until ctx ends.
 func (r *Region) Run(ctx context.Context) error {
 	if err := r.abandonReserved(ctx); err != nil {
@@ -123,7 +134,7 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.startUpkeep(ctx); err != nil {
 		return err
 	}
-	if err := r.startVolumes(ctx); err != nil {
+	if err := r.Start(ctx); err != nil {
 		return err
 	}
 	defer r.closeVolumes()
