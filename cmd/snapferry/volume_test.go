@@ -2,11 +2,7 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"encoding/binary"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -335,104 +331,6 @@ func TestVolumeSnapshotUnderFio(t *testing.T) {
 		if snap.ID == first.ID {
 			output(t, "fio", fio(uri, 0, "--verify_only")...)
 		}
-	}
-	s.sound()
-}
-
-// records writes numbers to a stretch of a volume: each fills a page.
-type records struct {
-	disk     *nbd.Client
-	at       int64
-	last     uint64
-	written  [256]uint64 // to each page
-	flushed  [256]uint64 // of those, before a sync that was acknowledged
-	syncs    int
-	midwrite chan struct{} // closed after some syncs
-}
-
-func (r *records) run() {
-	random := rand.New(rand.NewPCG(r.last, 3))
-	for {
-		for range 8 {
-			r.last++
-			page := random.IntN(len(r.written))
-			p := bytes.Repeat(binary.BigEndian.AppendUint64(nil, r.last), 512)
-			r.written[page] = r.last
-			if _, err := r.disk.WriteAt(p, r.at+int64(page)*4096); err != nil {
-				return
-			}
-		}
-		if r.disk.Sync() != nil {
-			return
-		}
-		r.flushed = r.written
-		if r.syncs++; r.syncs == 40 {
-			close(r.midwrite)
-		}
-	}
-}
-
-// check reads the records again.
-func (r *records) check(t *testing.T, from io.ReaderAt) {
-	t.Helper()
-	for page := range r.written {
-		p := make([]byte, 4096)
-		if _, err := from.ReadAt(p, r.at+int64(page)*4096); err != nil {
-			t.Fatal(err)
-		}
-		got := binary.BigEndian.Uint64(p)
-		if !bytes.Equal(p, bytes.Repeat(p[:8], 512)) || got < r.flushed[page] || got > r.written[page] {
-			t.Errorf("page %d: got %d, want from %d to %d", page, got, r.flushed[page], r.written[page])
-		}
-		r.written[page], r.flushed[page] = got, got
-	}
-}
-
-// TestVolumeSurvivesKills kills the region while clients write: what was flushed
-// is there.
-func TestVolumeSurvivesKills(t *testing.T) {
-	tools(t, "fio")
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
-	t.Parallel()
-	s := newServed(t, 64<<20)
-	r := &records{at: 40 << 20}
-	for range 3 {
-		output(t, "fio", fio(s.uri, 0)...)
-		ctx, cancel := context.WithCancel(t.Context())
-		busy := exec.CommandContext(ctx, "fio", fio(s.uri, 16<<20, "--fsync=16", "--loops=1000")...)
-		if err := busy.Start(); err != nil {
-			t.Fatal(err)
-		}
-		disk, err := nbd.Dial(t.Context(), s.uri, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.disk, r.syncs, r.midwrite = disk, 0, make(chan struct{})
-		stopped := make(chan struct{})
-		go func() {
-			defer close(stopped)
-			r.run()
-		}()
-		select {
-		case <-r.midwrite:
-		case <-stopped:
-			t.Fatal("the writer stopped before the region was killed")
-		}
-		s.kill(demoEast)
-		<-stopped
-		disk.Close()
-		cancel()
-		_ = busy.Wait() // its server is gone
-		output(t, "fio", fio(s.uri, 0, "--verify_only")...)
-		again, err := nbd.Dial(t.Context(), s.uri, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.check(t, again)
-		again.Close()
-		s.snapshot()
 	}
 	s.sound()
 }

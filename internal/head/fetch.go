@@ -146,10 +146,15 @@ var patience = []time.Duration{
 	100 * time.Millisecond, 400 * time.Millisecond, 1600 * time.Millisecond, 4 * time.Second, 8 * time.Second, 15 * time.Second,
 }
 
+// lastTry is how long after its beginning a read is tried for the last time: the
+// store may have tried for a while itself, each time.
+const lastTry = 15 * time.Second
+
 func (v *Volume) readImage(ctx context.Context, im Image, first uint64, buf []byte) error {
+	began := time.Now()
 	for try := 0; ; try++ {
 		err := im.Read(ctx, first, buf)
-		if !snapferry.IsKind(err, snapferry.Unavailable) || try == len(patience) {
+		if !snapferry.IsKind(err, snapferry.Unavailable) || try == len(patience) || time.Since(began)+patience[try] > lastTry {
 			return err
 		}
 		select {

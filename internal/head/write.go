@@ -214,8 +214,9 @@ func (v *Volume) zeroAdmitted(off, end int64) error {
 
 // Sync makes everything durable whose write has returned, through whatever
 // connection: in each layer that was the top since its last complete sync, from
-// the lowest to the top. After a failed one nothing becomes durable any more: the
-// system has forgotten what it did not write, so the volume must be opened again.
+// the lowest to the top. It may be called again when there was no room for it
+// (Full). When the system failed to sync nothing becomes durable any more: it has
+// forgotten what it did not write, so the volume must be opened again.
 func (v *Volume) Sync() error {
 	vw := v.acquire()
 	defer vw.release()
@@ -232,6 +233,9 @@ func (v *Volume) syncLayers(vw *view, n int) error {
 			continue
 		}
 		if err := s.Sync(); err != nil {
+			if s.Broken() == nil {
+				return snapferry.Errorf(snapferry.KindOf(err), "sync layer %d: %w", s.number, err)
+			}
 			e := snapferry.Errorf(snapferry.KindOf(err), "sync layer %d: %w", s.number, err).
 				WithHint("what was written may not be on the disk: look for its faults, then open the volume again")
 			if v.broken.CompareAndSwap(nil, e) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/snapferry/snapferry"
 )
@@ -117,6 +120,28 @@ func Serve(ctx context.Context, path, format, bitmap string) (net.Conn, error) {
 
 var errEnded = errors.New("the program ended")
 
+// greeted waits until the server has said something, which stays to be read. The
+// error says that it ended instead, or ctx.
+func greeted(ctx context.Context, conn net.Conn) error {
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var perr error
+	err = raw.Read(func(fd uintptr) bool {
+		var p [1]byte
+		n, _, perr = unix.Recvfrom(int(fd), p[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return perr != unix.EAGAIN && perr != unix.EINTR
+	})
+	if err = errors.Join(err, perr); err == nil && n == 0 {
+		err = io.EOF
+	}
+	return err
+}
+
 // connect connects to a socket as soon as somebody listens there.
 func connect(ctx context.Context, socket string, ended <-chan error) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
@@ -127,7 +152,17 @@ func connect(ctx context.Context, socket string, ended <-chan error) (net.Conn, 
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", socket)
 		if err == nil {
-			return conn, nil
+			// It may listen before it has looked at the image: when it greets, it has.
+			if greeted(ctx, conn) == nil {
+				return conn, nil
+			}
+			conn.Close()
+			select {
+			case <-ended:
+				return nil, errEnded
+			case <-ctx.Done():
+				return nil, snapferry.Errorf(snapferry.Unavailable, "%s does not greet after %v", qemuNBD, startPatience)
+			}
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, snapferry.Errorf(snapferry.Unavailable, "connect to %s: %w", qemuNBD, err)
