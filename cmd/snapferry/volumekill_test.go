@@ -305,7 +305,9 @@ func (k *killing) round() {
 		writers.Go(func() error { return k.x.run(disk, who) })
 	}
 	taken := make(chan struct{})
-	begin, end := k.x.after(k.random.Int64N(600)), k.x.after(200+k.random.Int64N(1000))
+	// The snapshot is asked for before the kill, which may come in its middle.
+	n := k.random.Int64N(600)
+	begin, end := k.x.after(n), k.x.after(n+1+k.random.Int64N(800))
 	go func() {
 		defer close(taken)
 		<-begin

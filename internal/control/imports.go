@@ -405,6 +405,8 @@ const endPatience = 5 * time.Second
 func (r *Region) awaitEnd(ctx context.Context, id snapferry.SnapshotID) error {
 	long := time.NewTimer(endPatience)
 	defer long.Stop()
+	tick := time.NewTicker(progressTick)
+	defer tick.Stop()
 	for {
 		changed := r.db.Changed()
 		busy := false
@@ -415,11 +417,15 @@ func (r *Region) awaitEnd(ctx context.Context, id snapferry.SnapshotID) error {
 			}
 			return err
 		})
+		r.mu.Lock()
+		busy = busy || r.progress[id] != nil // an upload, which is a job about its volume
+		r.mu.Unlock()
 		if err != nil || !busy {
 			return err
 		}
 		select {
 		case <-changed:
+		case <-tick.C:
 		case <-long.C:
 			return snapferry.Errorf(snapferry.Unavailable, "the making of snapshot %s has not come to its end yet", id)
 		case <-ctx.Done():

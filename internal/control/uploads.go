@@ -259,11 +259,24 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	if err != nil {
 		return err
 	}
+	// From here on whoever deletes the snapshot waits before clearing up.
+	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: none, counts: noCounts})
+	defer r.setRunning(s.ID, nil)
 	version, err := r.beginUpload(ctx, run, u, s)
 	if err != nil {
 		return err
 	}
-	w, err := r.vault.Write(ctx, version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: run.Check})
+	fence := func(tx *meta.Tx) error {
+		if err := run.Check(tx); err != nil {
+			return err
+		}
+		now, err := tx.Snapshot(s.ID)
+		if err == nil && now.State.Settled() {
+			err = snapferry.Errorf(snapferry.Conflict, "snapshot %s was deleted", s.ID)
+		}
+		return err
+	}
+	w, err := r.vault.Write(ctx, version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence})
 	if err != nil {
 		return err
 	}
@@ -273,7 +286,6 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 		return snapferry.Counts{Read: st.Read.Load(), Changed: w.Changed(), Stored: w.Stored()}
 	}}
 	r.setRunning(s.ID, x)
-	defer r.setRunning(s.ID, nil)
 	if err := w.Update(ctx, c, &st); err != nil {
 		return err
 	}
@@ -307,6 +319,10 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	r.dropBases(ctx, u.Volume)
 	return nil
 }
+
+func none() int64 { return 0 }
+
+func noCounts() snapferry.Counts { return snapferry.Counts{} }
 
 // beginUpload makes the open version of a snapshot, over the base of its volume.
 // What an earlier run began is aborted.

@@ -308,6 +308,7 @@ func (a *alone) offline(fn func(tx *meta.Tx) error) {
 			a.t.Fatal(err)
 		}
 	})
+	<-a.Control.Started()
 }
 
 // Metadata that knows nothing of a volume, or less than its folder does, learns it

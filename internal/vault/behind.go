@@ -61,6 +61,18 @@ func (v *Vault) ownRecords(ctx context.Context, row meta.Version, fence Fence) (
 		return nil, err
 	}
 	if last > row.Reserved {
+		// Revisions are reserved before their records are put: what the metadata
+		// says after the records were listed counts.
+		err := v.db.View(ctx, func(tx *meta.Tx) error {
+			now, err := tx.Version(row.ID)
+			row.Reserved = max(row.Reserved, now.Reserved)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if last > row.Reserved {
 		return nil, v.foundBehind(ctx, fence, "version %s is being written, and has a record of revision %d", row.ID, last)
 	}
 	return names, nil
