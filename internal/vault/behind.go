@@ -60,7 +60,7 @@ func (v *Vault) ownRecords(ctx context.Context, row meta.Version, fence Fence) (
 	if err != nil {
 		return nil, err
 	}
-	if last > row.Reserved {
+	if row.Reserved < last {
 		// Revisions are reserved before their records are put: what the metadata
 		// says after the records were listed counts.
 		err := v.db.View(ctx, func(tx *meta.Tx) error {
