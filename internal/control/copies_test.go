@@ -20,6 +20,7 @@ type world struct {
 	east, west     *simtest.Region
 	toEast, toWest *simtest.Link
 	atEast, atWest snapferry.AccountID
+	shelf          *shelf // of west; nil: it has no live volumes
 }
 
 func newWorld(t *testing.T) *world {

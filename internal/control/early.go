@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -276,7 +277,8 @@ func (n near) Has(block uint64) bool              { return n.caches.Has(n.versio
 func (n near) Read(block uint64, dst []byte) bool { return n.caches.Read(n.version, block, dst) }
 
 // detach puts the volumes that read a version which is to be aborted into error,
-// in the caller's transaction: they must not serve holes.
+// in the caller's transaction: they must not serve holes. Their snapshots under
+// way, which were to lie on that version, fail.
 func detach(tx *meta.Tx, version snapferry.VersionID, reason string) error {
 	if version.IsZero() {
 		return nil
@@ -292,6 +294,38 @@ func detach(tx *meta.Tx, version snapferry.VersionID, reason string) error {
 		}
 		h.Reason, h.Hint = reason, "delete it, and make a volume of another snapshot"
 		if err := tx.UpdateHead(h); err != nil {
+			return err
+		}
+		if err := failUploads(tx, h); err != nil {
+			return err
+		}
+		if err := enqueueVolumeWork(tx, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// failUploads fails the snapshots under way of a volume in which nothing can be
+// read any more.
+func failUploads(tx *meta.Tx, h meta.Head) error {
+	uploads, err := tx.Uploads(h.ID)
+	if err != nil {
+		return err
+	}
+	for _, u := range uploads {
+		s, err := tx.Snapshot(u.Snapshot)
+		if err != nil {
+			return err
+		}
+		if !s.State.Settled() {
+			s.State, s.Settled = snapferry.SnapshotFailed, time.Now()
+			s.Reason, s.Hint = h.Reason, h.Hint
+			if err := tx.UpdateSnapshot(s); err != nil {
+				return err
+			}
+		}
+		if err := tx.DeleteUpload(u.Snapshot); err != nil {
 			return err
 		}
 	}

@@ -21,11 +21,11 @@ func newEarlyWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := simtest.NewFactory(t)
-	w := &world{t: t, toEast: simtest.NewLink("west"), toWest: simtest.NewLink("east")}
+	f, shelf := simtest.NewFactory(t), &shelf{}
+	w := &world{t: t, shelf: shelf, toEast: simtest.NewLink("west"), toWest: simtest.NewLink("east")}
 	w.east = f.NewRegion(t, simtest.Options{Name: "east", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"west": w.toWest.As}})
 	w.west = f.NewRegion(t, simtest.Options{
-		Name: "west", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": w.toEast.As}, Files: fs, CacheBytes: 1 << 30, Exporter: &shelf{},
+		Name: "west", Jobs: true, Peers: map[snapferry.RegionName]func(string) transfer.Remote{"east": w.toEast.As}, Files: fs, CacheBytes: 1 << 30, Exporter: shelf,
 	})
 	w.toEast.Join(w.east)
 	w.toWest.Join(w.west)
@@ -149,6 +149,11 @@ func TestAbandonedCopy(t *testing.T) {
 	v.disk = d.Clone(d.Size())
 	v.spots(3)
 	h := v.open()
+	if _, err := w.west.Control.ExportVolume(t.Context(), w.atWest, v.id, control.ExportRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	second := newVolume(t, a, control.VolumeRequest{Snapshot: c.ID}, 4)
+	pending, _ := second.snapshot()
 	if err := w.west.Control.Abandon(t.Context(), w.atWest, c.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -163,12 +168,38 @@ func TestAbandonedCopy(t *testing.T) {
 	}
 	_, err = w.west.Control.SnapshotVolumes(t.Context(), w.atWest, control.VolumeSnapshotRequest{Volumes: []snapferry.VolumeID{v.id}})
 	wantKind(t, "a snapshot of a volume in error", err, snapferry.Conflict)
-	if err := w.west.Control.DeleteVolume(t.Context(), w.atWest, v.id); err != nil {
-		t.Fatal(err)
+	a.unmade(v.id)
+	if n := len(w.shelf.open); n > 0 {
+		t.Errorf("%d volumes are still served, want none", n)
 	}
-	idle(t, w.west, "volume gone", func(tx *meta.Tx) (bool, error) {
-		_, err := tx.Head(v.id)
-		return snapferry.IsKind(err, snapferry.NotFound), nil
-	})
+
+	w.west.Restart()
+	w.toWest.Join(w.west)
+	s, err = w.west.Control.Snapshot(t.Context(), w.atWest, pending)
+	if err != nil || s.State != snapferry.SnapshotFailed || s.Reason == "" {
+		t.Errorf("the snapshot under way: got %s %q, %v; want failed, and why", s.State, s.Reason, err)
+	}
+	a.unmade(second.id)
 	w.check()
+}
+
+// Nothing is made from a copy that is about to be given up: its version goes.
+func TestVolumeOfFailingCopy(t *testing.T) {
+	w := newEarlyWorld(t)
+	s := w.imported(earlyDisk())
+	gate := &sieve{asked: make(chan struct{}, 1), open: make(chan struct{})}
+	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &sieve{s, gate.asked, gate.open} })
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-gate.asked
+	w.west.Update(func(tx *meta.Tx) error {
+		row, err := tx.Snapshot(c.ID)
+		if err != nil {
+			return err
+		}
+		row.Reason = "corrupt: told so"
+		return tx.UpdateSnapshot(row)
+	})
+	_, err := w.west.Control.CreateVolumes(t.Context(), w.atWest, control.VolumeRequest{Snapshot: c.ID})
+	wantKind(t, "a volume of a copy that fails", err, snapferry.Conflict)
+	close(gate.open)
 }

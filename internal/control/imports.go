@@ -327,6 +327,7 @@ func (r *Region) failSnapshot(ctx context.Context, id snapferry.SnapshotID, reas
 	if err != nil {
 		return snapferry.Errorf(snapferry.Unavailable, "clear up after %q: %w", reason, err)
 	}
+	r.endEarly(s.Version)
 	r.log.WarnContext(ctx, "snapshot failed", "snapshot", id, "err", reason)
 	return reason
 }
@@ -380,6 +381,7 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 		if err := r.vault.Abort(ctx, version, freeAfter(version)); err != nil {
 			return again(err)
 		}
+		r.endEarly(version)
 	}
 	if p.Copy == "" {
 		return nil

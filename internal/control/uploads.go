@@ -148,7 +148,7 @@ func (r *Region) runUpload(ctx context.Context, run *job.Run) error {
 	l.uploading = true
 	r.mu.Unlock()
 	for !busy {
-		err := r.uploadAll(ctx, run)
+		err := again(r.uploadAll(ctx, run))
 		r.mu.Lock()
 		l.uploading = l.more && err == nil
 		busy, l.more = !l.uploading, false
@@ -162,24 +162,24 @@ func (r *Region) runUpload(ctx context.Context, run *job.Run) error {
 
 func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 	id := snapferry.VolumeID(run.Job.Subject)
-	h, err := r.Live(ctx, id)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return again(err)
-	}
 	for {
 		u, s, ok, err := r.nextUpload(ctx, id)
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		if !ok {
-			r.tidy(id, h)
+			r.tidy(id)
 			return nil
 		}
 		if open, err := r.baseOpen(ctx, id); err != nil || open {
 			return err // the end of the copy enqueues this again
+		}
+		h, err := r.Live(ctx, id)
+		if err != nil {
+			return err
 		}
 		err = r.upload(ctx, run, h, u, s)
 		if err == nil || ctx.Err() == nil && r.settled(ctx, s.ID) {
@@ -214,8 +214,15 @@ func (r *Region) settled(ctx context.Context, id snapferry.SnapshotID) bool {
 	return err == nil && s.State.Settled()
 }
 
-// tidy merges layers beside everything else.
-func (r *Region) tidy(id snapferry.VolumeID, h *head.Volume) {
+// tidy merges layers of a volume that is open, beside everything else.
+func (r *Region) tidy(id snapferry.VolumeID) {
+	l := r.live(id)
+	l.mu.Lock()
+	h := l.head
+	l.mu.Unlock()
+	if h == nil {
+		return
+	}
 	r.afterwards(func(ctx context.Context) {
 		if err := h.Tidy(ctx); err != nil {
 			r.log.WarnContext(ctx, "merge layers", "volume", id, "err", err)

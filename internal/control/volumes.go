@@ -90,6 +90,7 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 			return err
 		}
 		uploads, err := tx.Uploads(id)
+		frozen = row.Layer // the folder may not have been told that it is sealed
 		for _, u := range uploads {
 			frozen = max(frozen, u.Layer)
 		}
@@ -119,17 +120,16 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	return h, nil
 }
 
-// catchUp tells a volume that was opened what a crash kept from it.
+// catchUp tells a volume that was opened what a crash kept from it. One that
+// has no such layer is ahead of the metadata, which then learns from it.
 func (r *Region) catchUp(ctx context.Context, row meta.Head, h *head.Volume) error {
 	base, clean := h.Base()
-	switch {
-	case base == row.Base || row.State == snapferry.VolumeRollingBack:
-	case clean > row.Layer:
-		if err := r.followFolder(ctx, row.ID, base, clean); err != nil {
-			return err
+	if base != row.Base && row.State != snapferry.VolumeRollingBack {
+		err := h.Sealed(ctx, row.Layer, row.Base)
+		if snapferry.IsKind(err, snapferry.Conflict) {
+			err = r.followFolder(ctx, row.ID, base, clean)
 		}
-	default:
-		if err := h.Sealed(ctx, row.Layer, row.Base); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -166,27 +166,47 @@ func (r *Region) closeVolumes() {
 		all[id] = l
 	}
 	r.mu.Unlock()
+	for _, l := range all {
+		l.interrupt()
+	}
 	r.behind.Wait()
 	for id, l := range all {
+		r.stopServing(id, l)
 		l.mu.Lock()
-		if l.head != nil {
-			l.head.Interrupt() // else a client's read may wait for the bucket
-		}
-		l.mu.Unlock()
-		if r.files.Exporter != nil {
-			if err := r.files.Exporter.Stop(id); err != nil {
-				r.log.Error("stop serving a volume", "volume", id, "err", err)
-			}
-		}
-		l.mu.Lock()
-		if l.head != nil {
-			if err := l.head.Close(); err != nil {
-				r.log.Error("close volume", "volume", id, "err", err)
-			}
-			l.head = nil
-		}
+		r.closeVolume(id, l)
 		l.mu.Unlock()
 	}
+}
+
+// interrupt ends whatever waits for the base of a volume, and merges.
+func (l *live) interrupt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.head != nil {
+		l.head.Interrupt()
+	}
+}
+
+// stopServing ends the connections to a volume, which can be closed then.
+func (r *Region) stopServing(id snapferry.VolumeID, l *live) {
+	l.interrupt() // else a client's read may wait for the bucket
+	if r.files.Exporter == nil {
+		return
+	}
+	if err := r.files.Exporter.Stop(id); err != nil {
+		r.log.Error("stop serving a volume", "volume", id, "err", err)
+	}
+}
+
+// closeVolume closes a volume, if it is open; l.mu is held.
+func (r *Region) closeVolume(id snapferry.VolumeID, l *live) {
+	if l.head == nil {
+		return
+	}
+	if err := l.head.Close(); err != nil {
+		r.log.Error("close volume", "volume", id, "err", err)
+	}
+	l.head = nil
 }
 
 // startVolumes takes up what the last process of the region left.
@@ -375,16 +395,29 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 		return err
 	}
 	if s.State == snapferry.SnapshotCopying {
-		return r.db.Update(ctx, func(tx *meta.Tx) error {
-			row, err := tx.Version(h.Base)
+		var done bool
+		err := r.db.Update(ctx, func(tx *meta.Tx) error {
+			done = false
+			now, err := own(tx, account, q.Snapshot)
 			if err != nil {
-				return r.deleted(ctx, q.Snapshot, err)
+				return err
 			}
-			if row.State != snapferry.VersionOpen {
-				return snapferry.Errorf(snapferry.Conflict, "the copy has just ended").WithHint("try again")
+			if done = now.State == snapferry.SnapshotReady; done {
+				return nil
 			}
+			if err := checkReadable(now); err != nil {
+				return err
+			}
+			row, err := tx.Version(now.Version)
+			if err != nil {
+				return err
+			}
+			h.Base = row.ID
 			return insert(tx, row.Chain)
 		})
+		if err != nil || !done {
+			return err
+		}
 	}
 	err = r.vault.Hold(ctx, volumeHold(h.Base, h.ID), func(tx *meta.Tx) error {
 		row, err := tx.Version(h.Base)
@@ -403,10 +436,20 @@ func (r *Region) readable(ctx context.Context, account snapferry.AccountID, id s
 		s, err = own(tx, account, id)
 		return err
 	})
-	if err == nil && (s.State != snapferry.SnapshotCopying || s.Version.IsZero()) {
-		err = checkReady(s)
+	if err == nil {
+		err = checkReadable(s)
 	}
 	return s, err
+}
+
+func checkReadable(s meta.Snapshot) error {
+	switch {
+	case s.State != snapferry.SnapshotCopying || s.Version.IsZero():
+		return checkReady(s)
+	case s.Reason != "":
+		return snapferry.Errorf(snapferry.Conflict, "the copy of snapshot %s has failed: %s", s.ID, s.Reason).WithHint("%s", s.Hint)
+	}
+	return nil
 }
 
 func volumeHold(version snapferry.VersionID, id snapferry.VolumeID) meta.Hold {
@@ -751,14 +794,10 @@ func (r *Region) runUnmake(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return err
 	}
+	r.stopServing(id, l) // one in error may still have been exported
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.head != nil {
-		if err := l.head.Close(); err != nil {
-			r.log.WarnContext(ctx, "close a volume that is deleted", "volume", id, "err", err)
-		}
-		l.head = nil
-	}
+	r.closeVolume(id, l)
 	if err := head.Remove(r.files.FS, volumeDir(id)); err != nil {
 		return again(err)
 	}

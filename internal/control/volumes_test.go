@@ -166,6 +166,18 @@ func (a *alone) calm(id snapferry.VolumeID) {
 	})
 }
 
+// unmade deletes a volume, and waits until it is gone.
+func (a *alone) unmade(id snapferry.VolumeID) {
+	a.t.Helper()
+	if err := a.Control.DeleteVolume(a.t.Context(), a.at, id); err != nil {
+		a.t.Fatal(err)
+	}
+	idle(a.t, a.Region, "volume gone", func(tx *meta.Tx) (bool, error) {
+		_, err := tx.Head(id)
+		return snapferry.IsKind(err, snapferry.NotFound), nil
+	})
+}
+
 func newVolume(t *testing.T, a *alone, q control.VolumeRequest, seed uint64) *lively {
 	v := a.volume(q)
 	return &lively{alone: a, id: v.ID, disk: simtest.NewDisk(v.Size), rng: rand.New(rand.NewPCG(seed, 1))}
@@ -231,15 +243,8 @@ func TestLiveVolume(t *testing.T) {
 	l.same()
 	c.same()
 
-	for _, id := range []snapferry.VolumeID{l.id, c.id} {
-		if err := a.Control.DeleteVolume(t.Context(), a.at, id); err != nil {
-			t.Fatal(err)
-		}
-		idle(t, a.Region, "volume gone", func(tx *meta.Tx) (bool, error) {
-			_, err := tx.Head(id)
-			return snapferry.IsKind(err, snapferry.NotFound), nil
-		})
-	}
+	a.unmade(l.id)
+	a.unmade(c.id)
 	a.ready(first, firstDisk)
 	a.ready(third, thirdDisk)
 	all, err := a.Control.Snapshots(t.Context(), a.at, control.Filter{})
@@ -349,6 +354,32 @@ func TestVolumesAreAdopted(t *testing.T) {
 	third, thirdDisk := l.snapshot()
 	if s := a.ready(third, thirdDisk); s.Parent != second {
 		t.Errorf("third snapshot: got parent %s, want %s", s.Parent, second)
+	}
+	l.calm(l.id)
+
+	// One that has been put back since.
+	a.View(func(tx *meta.Tx) (err error) {
+		old, err = tx.Head(l.id)
+		return err
+	})
+	if _, err := a.Control.RollbackVolume(t.Context(), a.at, l.id, control.RollbackRequest{Snapshot: first, NoSafety: true}); err != nil {
+		t.Fatal(err)
+	}
+	l.calm(l.id)
+	l.disk = firstDisk.Clone(firstDisk.Size())
+	l.write(2)
+	a.offline(func(tx *meta.Tx) error {
+		h, err := tx.Head(l.id)
+		if err != nil {
+			return err
+		}
+		h.Base, h.Layer = old.Base, old.Layer
+		return tx.UpdateHead(h)
+	})
+	l.same()
+	fourth, fourthDisk := l.snapshot()
+	if s := a.ready(fourth, fourthDisk); s.Parent != first {
+		t.Errorf("fourth snapshot: got parent %s, want %s", s.Parent, first)
 	}
 	l.calm(l.id)
 

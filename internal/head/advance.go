@@ -13,7 +13,7 @@ const keepClean = 4
 
 // Sealed tells that a version has the content of a frozen layer: it is the base
 // from now on. It can be told again. Versions are told in the order of their
-// layers.
+// layers. Conflict when the volume has no such layer, or a version has it already.
 func (v *Volume) Sealed(ctx context.Context, frozen uint64, id snapferry.VersionID) error {
 	v.change.Lock()
 	defer v.change.Unlock()
@@ -22,7 +22,7 @@ func (v *Volume) Sealed(ctx context.Context, frozen uint64, id snapferry.Version
 	}
 	old := v.cur.Load()
 	n := old.upTo(frozen)
-	if n < old.clean || n == len(old.layers) {
+	if n <= old.clean || n == len(old.layers) || old.layers[n-1].number != frozen {
 		return snapferry.Errorf(snapferry.Conflict, "layer %d of the volume is not frozen", frozen)
 	}
 	b, err := v.openBase(ctx, id)
@@ -91,14 +91,20 @@ func (v *Volume) Rollback(ctx context.Context, id snapferry.VersionID) (err erro
 }
 
 // Tidy keeps the stack low: it merges neighbours among the clean layers until
-// few are left. Reads and writes go on meanwhile.
+// few are left, ctx ends or the volume is closed. Reads and writes go on meanwhile.
 func (v *Volume) Tidy(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(v.ctx, cancel)()
 	v.tidied.Lock()
 	defer v.tidied.Unlock()
-	for ctx.Err() == nil && v.ctx.Err() == nil {
+	for ctx.Err() == nil {
 		again, err := v.merge(ctx)
-		if err != nil || !again {
+		if err != nil && ctx.Err() == nil {
 			return err
+		}
+		if !again {
+			break
 		}
 	}
 	return nil

@@ -84,4 +84,20 @@ var controlList = []mutation{
 		name: "a failed change of holds is not repaired", pkg: control, test: "TestDeleteThatFails",
 		edits: []edit{{ctlSnaps, "if rerr := r.db.Update(context.WithoutCancel(ctx), freeAfter(version)); rerr != nil {", "if rerr := error(nil); rerr != nil {"}},
 	},
+	{
+		name: "a volume that was put back since follows older metadata", pkg: control, test: "TestVolumesAreAdopted",
+		edits: []edit{{"internal/head/advance.go", " || old.layers[n-1].number != frozen {", " {"}, {"internal/head/advance.go", "if n <= old.clean ||", "if n < old.clean ||"}},
+	},
+	{
+		name: "snapshots that were to lie on an abandoned copy wait for ever", pkg: control, test: "TestAbandonedCopy",
+		edits: []edit{{control + "/early.go", "if err := failUploads(tx, h); err != nil {", "if err := error(nil); err != nil {"}},
+	},
+	{
+		name: "a volume in error is still served when it is gone", pkg: control, test: "TestAbandonedCopy",
+		edits: []edit{{control + "/volumes.go", "\tr.stopServing(id, l) // one in error may still have been exported\n", ""}},
+	},
+	{
+		name: "a volume is made of a copy that is given up", pkg: control, test: "TestVolumeOfFailingCopy",
+		edits: []edit{{control + "/volumes.go", "case s.Reason != \"\":", "case false:"}},
+	},
 }

@@ -90,9 +90,6 @@ func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
 // everything from off on as one extent.
 func (r *Remote) Next(off int64) (extent.Extent, bool, error) { return r.data.next(off) }
 
-// Changed reports what Disk.Changed does; of a server it never knows.
-func (r *Remote) Changed() error { return nil }
-
 // Close ends the connection.
 func (r *Remote) Close() error { return r.c.Close() }
 

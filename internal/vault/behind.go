@@ -60,17 +60,18 @@ func (v *Vault) ownRecords(ctx context.Context, row meta.Version, fence Fence) (
 	if err != nil {
 		return nil, err
 	}
-	if row.Reserved < last {
-		// Revisions are reserved before their records are put: what the metadata
-		// says after the records were listed counts.
-		err := v.db.View(ctx, func(tx *meta.Tx) error {
-			now, err := tx.Version(row.ID)
-			row.Reserved = max(row.Reserved, now.Reserved)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
+	// Revisions are reserved before their records are put: what the metadata says
+	// after the records were listed counts. One that is gone since reserves none.
+	err = v.db.View(ctx, func(tx *meta.Tx) error {
+		now, err := tx.Version(row.ID)
+		row.Reserved = max(row.Reserved, now.Reserved)
+		return err
+	})
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return names, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	if last > row.Reserved {
 		return nil, v.foundBehind(ctx, fence, "version %s is being written, and has a record of revision %d", row.ID, last)
