@@ -64,7 +64,16 @@ type Local struct {
 	Near     int64     `json:"near"`               // copies of what the bucket has too
 	Fetched  int64     `json:"fetched"`            // read from the bucket since it was opened
 	Present  int64     `json:"present"`            // plain bytes that the version below has
+	Pauses   Pauses    `json:"pauses"`             // of its writes, by snapshots
 	Progress *Progress `json:"progress,omitempty"` // of the hydration, while it runs
+}
+
+// Pauses are how long snapshots stopped the writes of a live volume since it was
+// opened.
+type Pauses struct {
+	Count   int64         `json:"count"`
+	Longest time.Duration `json:"longest"` // nanoseconds
+	Last    time.Duration `json:"last"`    // nanoseconds
 }
 
 // ParseVolumeID checks the spelling of a volume's id.

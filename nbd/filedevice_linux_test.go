@@ -121,7 +121,7 @@ func (e *oneExport) Open(context.Context, string) (*Export, error) {
 	return &x, nil
 }
 
-// TestServeFile is a server for measurements (bench/nbd.py).
+// TestServeFile is a server for measurements (bench/nbdpeers.py).
 func TestServeFile(t *testing.T) {
 	if *serveFile == "" {
 		t.Skip("no file to serve")

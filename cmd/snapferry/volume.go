@@ -84,8 +84,12 @@ func (a *app) showVolume(v snapferry.Volume) error {
 			if l.Progress != nil {
 				hydration = fmt.Sprintf("%s of %s, %s/s", short(l.Progress.Done), short(l.Progress.Total), short(int64(l.Progress.Rate)))
 			}
+			pauses := ""
+			if l.Pauses.Count > 0 {
+				pauses = fmt.Sprintf("%d by snapshots, the last %v, the longest %v", l.Pauses.Count, l.Pauses.Last, l.Pauses.Longest)
+			}
 			fields = append(fields, "layers", fmt.Sprint(l.Layers), "only here", bytesText(l.Dirty), "near", fmt.Sprintf("%s of %s", short(l.Near), short(l.Present)),
-				"fetched", countText(l.Fetched), "hydration", hydration)
+				"fetched", countText(l.Fetched), "pauses", pauses, "hydration", hydration)
 		}
 		p.fields(fields...)
 	})

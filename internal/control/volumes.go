@@ -117,7 +117,23 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	h.Keep(row.Rate >= 0)
 	l.head = h
 	r.afterwards(func(ctx context.Context) { r.dropBases(ctx, id) })
+	if base, _ := h.Base(); !base.IsZero() {
+		r.afterwards(func(context.Context) {
+			if err := r.warm(h.Context(), base); err != nil {
+				r.log.Debug("the first reads of a volume will take longer", "volume", id, "err", err)
+			}
+		})
+	}
 	return h, nil
+}
+
+// warm has the way to the blocks of a version in memory, if it is sealed.
+func (r *Region) warm(ctx context.Context, version snapferry.VersionID) error {
+	row, err := r.versionRow(ctx, version)
+	if err != nil || row.State == snapferry.VersionOpen {
+		return err
+	}
+	return r.vault.Warm(ctx, version)
 }
 
 // catchUp tells a volume that was opened what a crash kept from it. One that
@@ -576,7 +592,7 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		return v, nil
 	}
 	st := l.head.Stats()
-	v.Local = &snapferry.Local{Layers: st.Layers, Dirty: st.Dirty, Near: st.Near, Fetched: st.Fetched, Progress: waiting}
+	v.Local = &snapferry.Local{Layers: st.Layers, Dirty: st.Dirty, Near: st.Near, Fetched: st.Fetched, Pauses: st.Pauses, Progress: waiting}
 	if !h.Base.IsZero() {
 		row, err := tx.Version(h.Base)
 		if err != nil {

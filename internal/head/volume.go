@@ -260,6 +260,9 @@ func (v *Volume) endSlab(s *slab) {
 // for it any more. It is for the time before Close.
 func (v *Volume) Interrupt() { v.cancel() }
 
+// Context ends when nothing of the volume is wanted any more.
+func (v *Volume) Context() context.Context { return v.ctx }
+
 // Close syncs and closes the volume. Nobody may use it any more.
 func (v *Volume) Close() error {
 	err := v.Sync()
@@ -333,7 +336,7 @@ type Stats struct {
 	Layers  int   // that it is made of
 	Dirty   int64 // bytes of pages that no version has yet
 	Near    int64 // bytes of pages that the base has too
-	Pauses  Pauses
+	Pauses  snapferry.Pauses
 	Fetched int64 // bytes read from the base since it was opened
 }
 
@@ -357,16 +360,10 @@ func (v *Volume) Stats() Stats {
 	return st
 }
 
-// Pauses are how long freezes stopped the writes of a volume.
-type Pauses struct {
-	Count   int64
-	Longest time.Duration
-	Last    time.Duration
-}
-
+// pauses are how long freezes stopped the writes.
 type pauses struct {
 	mu sync.Mutex
-	p  Pauses
+	p  snapferry.Pauses
 }
 
 func (p *pauses) add(d time.Duration) {
@@ -376,7 +373,7 @@ func (p *pauses) add(d time.Duration) {
 	p.p.Longest, p.p.Last = max(p.p.Longest, d), d
 }
 
-func (p *pauses) get() Pauses {
+func (p *pauses) get() snapferry.Pauses {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.p

@@ -362,6 +362,50 @@ func BenchmarkSlowBucket(b *testing.B) {
 			}
 		})
 	})
+	// The first read of a volume when nothing is in memory, and after its opening.
+	first := func(b *testing.B, warm func(*region, *vault.Image)) {
+		im, err := r.vault.ImageOf(context.Background(), id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		var block uint64
+		err = im.Map().Leaves(context.Background(), 40, func(leaf uint64, n *blockmap.Node) error {
+			if n != nil && n.Presence.Count() > 1 && block == 0 {
+				block = leaf*blockmap.Fanout + uint64(n.Presence.Next(0))
+			}
+			return nil
+		})
+		if err != nil || block == 0 {
+			b.Fatalf("a block: got %d, %v", block, err)
+		}
+		for b.Loop() {
+			b.StopTimer()
+			c := *r
+			var err error
+			if c.vault, err = vault.New(vault.Config{Bucket: blob.New(slow), DB: r.db, Region: "east"}); err != nil {
+				b.Fatal(err)
+			}
+			im, err := c.vault.ImageOf(context.Background(), id)
+			if err != nil {
+				b.Fatal(err)
+			}
+			warm(&c, im)
+			slow.Reset()
+			b.StartTimer()
+			if err := im.Read(context.Background(), block, make([]byte, snapferry.BlockSize)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(requests()), "requests")
+	}
+	b.Run("first-read", func(b *testing.B) { first(b, func(*region, *vault.Image) {}) })
+	b.Run("first-read-warmed", func(b *testing.B) {
+		first(b, func(r *region, _ *vault.Image) {
+			if err := r.vault.Warm(context.Background(), id); err != nil {
+				b.Fatal(err)
+			}
+		})
+	})
 	b.Run("walk", func(b *testing.B) {
 		cold(b, func(r *region) {
 			m, err := r.vault.MapOf(context.Background(), id)

@@ -5,6 +5,8 @@ import (
 	"math"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/extent"
@@ -55,6 +57,51 @@ func (v *Vault) PartOf(ctx context.Context, id snapferry.VersionID) (im *Image, 
 		err = leaves.UnmarshalBinary(cp.Finished)
 	}
 	return v.Image(m), leaves, err
+}
+
+// warmSegments is how many segments Warm looks into at most.
+const warmSegments = 64
+
+// Warm reads what the first reads of a sealed version would wait for, beside its
+// blocks: the top of its map, and the footers of the segments that it and its
+// nearest ancestors have written, up to a number of them.
+func (v *Vault) Warm(ctx context.Context, id snapferry.VersionID) error {
+	var segments []snapferry.SegmentID
+	err := v.db.View(ctx, func(tx *meta.Tx) error {
+		for !id.IsZero() && len(segments) < warmSegments {
+			row, err := tx.Version(id)
+			if err != nil {
+				return err
+			}
+			all, err := tx.SegmentsOf(id)
+			if err != nil {
+				return err
+			}
+			for _, s := range all {
+				if s.State == meta.SegmentLive && len(segments) < warmSegments {
+					segments = append(segments, s.ID)
+				}
+			}
+			id = row.Parent
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	places := make([]place, len(segments))
+	if err := v.loc.find(ctx, segments, places, false); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for i, s := range segments {
+		g.Go(func() error {
+			_, err := v.loc.footer(ctx, s, places[i])
+			return err
+		})
+	}
+	return g.Wait()
 }
 
 // Size returns the bytes of the disk.

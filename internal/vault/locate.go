@@ -16,11 +16,9 @@ import (
 type place struct {
 	object         string
 	offset, length int64
-	// end is where reading may go on to in the object, for the sake of the
-	// segment's neighbours.
-	end        int64
-	generation uint32
-	kind       snapferry.FrameKind
+	end            int64 // of the object
+	generation     uint32
+	kind           snapferry.FrameKind
 }
 
 // located is a footer and the place it was read from. With another place of the
@@ -100,9 +98,6 @@ func placeOf(tx *meta.Tx, id snapferry.SegmentID) (place, error) {
 		return place{}, snapferry.Errorf(snapferry.Corrupt, "segment %s is not durable", id).WithHint("run: snapferry fsck --deep")
 	}
 	p := place{object: s.Object, offset: s.Offset, length: s.Length, end: s.Offset + s.Length, generation: s.Generation, kind: s.Kind}
-	if s.Generation == 0 {
-		return p, nil
-	}
 	o, err := tx.Object(s.Object)
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		return p, nil
@@ -220,9 +215,14 @@ func (l *locators) footer(ctx context.Context, id snapferry.SegmentID, p place) 
 	return f, err
 }
 
-// footerGuess is how much of a body's end is read first: the footer of a full
-// block segment of ordinary frames fits.
-const footerGuess = 64 << 10
+const (
+	// footerGuess is how much of a body's end is read first: the footer of a full
+	// block segment of ordinary frames fits.
+	footerGuess = 64 << 10
+	// nodeTail is how much before the end of a node segment is read with its footer,
+	// in windows: what a version wrote of its map lies in a row, the root last.
+	nodeTail = 4
+)
 
 func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place) (*segment.Footer, error) {
 	n := min(p.length, footerGuess)
@@ -243,11 +243,18 @@ func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place)
 	return decodeFooter(tail, id, p)
 }
 
-// tail returns the last n bytes of a body. What is small and has neighbours that
-// may be wanted too comes by windows: a node segment, whose nodes are wanted
-// next, and what compaction put together.
+// tail returns the last n bytes of a body. What has neighbours that may be wanted
+// too comes by windows: a node segment, whose nodes are wanted next, and what is
+// small and compaction put together.
 func (v *Vault) tail(ctx context.Context, p place, n int64) ([]byte, error) {
-	if p.length <= windowSize && (p.kind == snapferry.NodeFrame || p.generation > 0) {
+	switch {
+	case p.kind == snapferry.NodeFrame:
+		last := (p.offset + p.length - 1) / windowSize
+		if _, err := v.getWindows(ctx, p, max(last-nodeTail+1, 0), last); err != nil && !stale(err) {
+			return nil, err
+		}
+		return v.windowed(ctx, p, p.length-n, n)
+	case p.generation > 0 && p.length <= windowSize:
 		return v.windowed(ctx, p, p.length-n, n)
 	}
 	b := make([]byte, n)

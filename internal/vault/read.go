@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/snapferry/snapferry"
@@ -13,20 +14,11 @@ import (
 // contiguous range, so neighbours come along.
 const windowSize = 512 << 10
 
-// A windowKey names a range of an object: the number-th of windowSize bytes from
-// byte anchor on. Objects do not change, so it never means other bytes.
+// A windowKey names a range of an object: the number-th of windowSize bytes.
+// Objects do not change, so it never means other bytes.
 type windowKey struct {
-	object         string
-	anchor, number int64
-}
-
-// anchor is where the windows of a body begin: at the body, but in a compacted
-// object at the object, so that neighbours share them.
-func (p place) anchor() int64 {
-	if p.generation > 0 {
-		return 0
-	}
-	return p.offset
+	object string
+	number int64
 }
 
 // ReadNode implements blockmap.NodeReader: from the cache, else from the
@@ -87,14 +79,20 @@ func (v *Vault) windowed(ctx context.Context, p place, off, n int64) ([]byte, er
 	if n <= 0 || off+n > p.length {
 		return nil, snapferry.Errorf(snapferry.Corrupt, "%d bytes at %d of a segment of %d", n, off, p.length)
 	}
-	off += p.offset - p.anchor()
+	off += p.offset
 	first, last := off/windowSize, (off+n-1)/windowSize
+	wins, err := v.getWindows(ctx, p, first, last)
+	if stale(err) {
+		// What lies beside it may be damaged.
+		b := make([]byte, n)
+		return b, v.bucket.ReadAt(ctx, p.object, b, off)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var out []byte
 	for w := first; w <= last; w++ {
-		win, err := v.window(ctx, p, w)
-		if err != nil {
-			return nil, err
-		}
+		win := wins[w-first]
 		lo, hi := max(off-w*windowSize, 0), min(off+n-w*windowSize, windowSize)
 		if hi > int64(len(win)) {
 			return nil, snapferry.Errorf(snapferry.Corrupt, "object %s ends before a segment that lies there", p.object)
@@ -107,24 +105,42 @@ func (v *Vault) windowed(ctx context.Context, p place, off, n int64) ([]byte, er
 	return out, nil
 }
 
-func (v *Vault) window(ctx context.Context, p place, w int64) ([]byte, error) {
-	k := windowKey{p.object, p.anchor(), w}
-	if b, ok := v.windows.GetIfPresent(k); ok {
-		return b, nil
+// getWindows returns windows of an object, from the first to the last. Those that
+// are not in the cache come in one read, if they are neighbours.
+func (v *Vault) getWindows(ctx context.Context, p place, first, last int64) ([][]byte, error) {
+	wins := make([][]byte, last-first+1)
+	key := func(i int) windowKey { return windowKey{p.object, first + int64(i)} }
+	for i := range wins {
+		wins[i], _ = v.windows.GetIfPresent(key(i))
 	}
-	at := k.anchor + w*windowSize
-	b := make([]byte, min(windowSize, p.end-at))
-	if err := v.bucket.ReadAt(ctx, p.object, b, at); err != nil {
-		return nil, err
+	for i := 0; i < len(wins); {
+		end := i
+		for end < len(wins) && wins[end] == nil {
+			end++
+		}
+		if end == i {
+			i++
+			continue
+		}
+		at := (first + int64(i)) * windowSize
+		b := make([]byte, min(int64(end-i)*windowSize, p.end-at))
+		if err := v.bucket.ReadAt(ctx, p.object, b, at); err != nil {
+			return nil, err
+		}
+		for alone := end-i == 1; i < end; i++ {
+			n := min(windowSize, len(b))
+			if wins[i], b = b[:n:n], b[n:]; !alone {
+				wins[i] = bytes.Clone(wins[i]) // each is given up by itself
+			}
+			v.windows.Set(key(i), wins[i])
+		}
 	}
-	v.windows.Set(k, b)
-	return b, nil
+	return wins, nil
 }
 
 // forgetWindows drops the windows of a body's bytes from lo to hi.
 func (v *Vault) forgetWindows(p place, lo, hi int64) {
-	d := p.offset - p.anchor()
-	for w := (lo + d) / windowSize; w*windowSize < hi+d; w++ {
-		v.windows.Invalidate(windowKey{p.object, p.anchor(), w})
+	for w := (p.offset + lo) / windowSize; w*windowSize < p.offset+hi; w++ {
+		v.windows.Invalidate(windowKey{p.object, w})
 	}
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures an NBD server and its peers with fio, interleaved, in one run.
 
-usage: nbd.py DIR [--uri URI --pid PID] [--test BINARY] [--runs N] [--jobs a,b,...]
+usage: nbdpeers.py DIR [--uri URI --pid PID] [--test BINARY] [--runs N] [--jobs a,b,...]
 
 DIR takes a file of random bytes (--size), which is kept, and a qcow2 image of
 it. Measured, each over a unix socket:
