@@ -84,7 +84,11 @@ func blocksTo(first uint64, end int64) int {
 func (v *Volume) fetch(ctx context.Context, vw *view, p []byte, off int64) error {
 	for len(p) > 0 {
 		first := uint64(off / snapferry.BlockSize)
-		n, err := v.fetchBlocks(ctx, vw, first, v.ahead.want(first, blocksTo(first, off+int64(len(p)))), p, off)
+		want, ahead := v.ahead.want(first, blocksTo(first, off+int64(len(p))))
+		if vw.cache != nil {
+			v.readAhead(ahead)
+		}
+		n, err := v.fetchBlocks(ctx, vw, first, want, p, off)
 		if err != nil {
 			return err
 		}
@@ -191,23 +195,57 @@ func (v *Volume) flights() *flights {
 
 // ahead notices who reads one block after the other.
 type ahead struct {
-	mu   sync.Mutex
-	next uint64 // block behind the last fetch
-	size int    // of the last fetch, blocks
+	mu    sync.Mutex
+	next  uint64 // block behind the last fetch
+	size  int    // of the last fetch, blocks, as if leaves had no end
+	front uint64 // block behind the last that is read ahead; 0: none
 }
 
 // want returns how many blocks to fetch when need are needed from first on: more
-// and more, as long as it goes on where the last fetch ended.
-func (a *ahead) want(first uint64, need int) int {
+// and more, as long as it goes on where the last fetch ended. When that cannot
+// become more, there are blocks [from, to) to be read ahead.
+func (a *ahead) want(first uint64, need int) (n int, blocks [2]uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n := need
-	if first == a.next && a.size > 0 {
-		n = max(need, 2*a.size)
+	follows := first == a.next && a.size > 0
+	size := need
+	if follows {
+		size = max(need, min(2*a.size, maxFetch/snapferry.BlockSize))
 	}
-	n = int(min(int64(n), maxFetch/snapferry.BlockSize, int64(leafBlocks-first%leafBlocks)))
-	a.next, a.size = first+uint64(n), n
-	return n
+	n = int(min(int64(size), maxFetch/snapferry.BlockSize, int64(leafBlocks-first%leafBlocks)))
+	a.next, a.size = first+uint64(n), size
+	if !follows || size < maxFetch/snapferry.BlockSize {
+		a.front = 0
+		return n, blocks
+	}
+	blocks = [2]uint64{max(a.front, a.next), a.next + readAheadBlocks}
+	a.front = max(a.front, blocks[1])
+	return n, blocks
+}
+
+const (
+	// readAheadBlocks is how far is read ahead of who reads on and on: 4 MiB.
+	readAheadBlocks = 4 << 20 / snapferry.BlockSize
+	// maxAhead is how many reads ahead a volume may have under way.
+	maxAhead = 8
+)
+
+// readAhead brings blocks [from, to) near, beside everything else.
+func (v *Volume) readAhead(blocks [2]uint64) {
+	from, to := int64(blocks[0])*snapferry.BlockSize, min(int64(blocks[1])*snapferry.BlockSize, v.size.Load())
+	for off := from; off < to; off += maxFetch {
+		if v.aheads.Add(1) > maxAhead {
+			v.aheads.Add(-1)
+			return
+		}
+		n := min(maxFetch, to-off)
+		v.behind.Go(func() {
+			defer v.aheads.Add(-1)
+			if err := v.Cache(off, n); err != nil {
+				v.c.Log.Debug("read ahead", "volume", v.c.Dir, "err", err) // who needs it says so
+			}
+		})
+	}
 }
 
 // pageBelow puts what a page is, in the first n layers of a view and below, into

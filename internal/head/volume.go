@@ -70,9 +70,11 @@ type Volume struct {
 
 	pauses  pauses
 	ahead   ahead
-	own     flights      // when there is no cache
-	fetched atomic.Int64 // bytes fetched from images
-	keep    atomic.Bool  // copies near are not dropped for want of room
+	aheads  atomic.Int32   // reads ahead under way
+	behind  sync.WaitGroup // for them
+	own     flights        // when there is no cache
+	fetched atomic.Int64   // bytes fetched from images
+	keep    atomic.Bool    // copies near are not dropped for want of room
 }
 
 const (
@@ -267,6 +269,7 @@ func (v *Volume) Context() context.Context { return v.ctx }
 func (v *Volume) Close() error {
 	err := v.Sync()
 	v.cancel()
+	v.behind.Wait()
 	if v.c.Caches != nil {
 		v.c.Caches.leave(v)
 	}
