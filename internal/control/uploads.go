@@ -316,6 +316,7 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	if err := h.Sealed(ctx, u.Layer, version); err != nil {
 		return again(err) // the volume still reads its old base, which it holds
 	}
+	r.files.Caches.Trim() // from now on what was uploaded counts
 	r.dropBases(ctx, u.Volume)
 	return nil
 }

@@ -45,17 +45,18 @@ func (s *shelf) Stop(id snapferry.VolumeID) error {
 // newLively is a region alone that has live volumes.
 func newLively(t *testing.T) *alone {
 	t.Helper()
-	return newLivelyOver(t, nil)
+	return newLivelyOver(t, nil, 64<<20)
 }
 
-// newLivelyOver is newLively with a driver of its bucket.
-func newLivelyOver(t *testing.T, d blob.Driver) *alone {
+// newLivelyOver is newLively with a driver of its bucket and a budget of what is
+// near.
+func newLivelyOver(t *testing.T, d blob.Driver, budget int64) *alone {
 	t.Helper()
 	fs, err := layer.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: budget, Exporter: &shelf{}})
 	t.Cleanup(func() { r.Stop(); fs.Close() })
 	a := &alone{Region: r, t: t, files: fs}
 	a.at = a.Account("a")
@@ -254,10 +255,28 @@ func TestLiveVolume(t *testing.T) {
 	a.empty()
 }
 
+// What a volume that is only written to has in the bucket by now is kept within
+// the budget.
+func TestUploadedCountsForBudget(t *testing.T) {
+	const budget = 1 << 20
+	a := newLivelyOver(t, nil, budget)
+	l := newVolume(t, a, control.VolumeRequest{Size: 8 << 20, Name: "data"}, 1)
+	for range 2 {
+		l.write(600)
+		a.ready(l.snapshot())
+		l.calm(l.id)
+	}
+	a.Restart() // waits for what works in the background
+	if st := l.open().Stats(); st.Near > budget || st.Dirty > 0 {
+		t.Errorf("got %d bytes near and %d only here, want at most %d and none", st.Near, st.Dirty, budget)
+	}
+	l.same()
+}
+
 // A rollback whose safety snapshot does not come about is none: nothing is lost.
 func TestRollbackNotSafe(t *testing.T) {
 	m := &meddler{Driver: memblob.New()}
-	a := newLivelyOver(t, m)
+	a := newLivelyOver(t, m, 64<<20)
 	l := newVolume(t, a, control.VolumeRequest{Size: 1 << 20, Name: "data"}, 1)
 	l.write(9)
 	first, firstDisk := l.snapshot()
