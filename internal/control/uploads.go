@@ -175,6 +175,9 @@ func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		if !ok {
+			if err := r.tell(ctx, id, h); err != nil {
+				return again(err)
+			}
 			r.tidy(id, h)
 			return nil
 		}
@@ -207,6 +210,19 @@ func (r *Region) baseOpen(ctx context.Context, id snapferry.VolumeID) (open bool
 		return err
 	})
 	return open, err
+}
+
+// tell tells a volume of its base, if an upload could not.
+func (r *Region) tell(ctx context.Context, id snapferry.VolumeID, h *head.Volume) error {
+	l := r.live(id)
+	l.use.RLock() // nobody puts it back meanwhile
+	defer l.use.RUnlock()
+	var row meta.Head
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) { row, err = tx.Head(id); return err })
+	if err != nil {
+		return err
+	}
+	return r.catchUp(ctx, row, h)
 }
 
 func (r *Region) settled(ctx context.Context, id snapferry.SnapshotID) bool {

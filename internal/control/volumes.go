@@ -90,6 +90,7 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 			return err
 		}
 		uploads, err := tx.Uploads(id)
+		frozen = row.Layer // which the folder may not know to be clean yet
 		for _, u := range uploads {
 			frozen = max(frozen, u.Layer)
 		}
@@ -110,8 +111,12 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 		return nil, snapferry.Errorf(snapferry.KindOf(err), "open volume %s: %w", id, err)
 	}
 	if err := r.catchUp(ctx, row, h); err != nil {
-		h.Close()
-		return nil, err
+		if _, clean := h.Base(); !snapferry.IsKind(err, snapferry.Full) || clean > row.Layer {
+			h.Close()
+			return nil, err
+		}
+		// It still reads its old base, which it holds.
+		r.log.WarnContext(ctx, "tell a volume of its base", "volume", id, "err", err)
 	}
 	h.Keep(row.Rate >= 0)
 	l.head = h
@@ -119,7 +124,7 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	return h, nil
 }
 
-// catchUp tells a volume that was opened what a crash kept from it.
+// catchUp tells a volume what a crash, or want of room, kept from it.
 func (r *Region) catchUp(ctx context.Context, row meta.Head, h *head.Volume) error {
 	base, clean := h.Base()
 	switch {

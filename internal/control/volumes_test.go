@@ -3,9 +3,13 @@ package control_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/snapferry/snapferry"
@@ -523,6 +527,67 @@ func TestBarrier(t *testing.T) {
 		}
 		if last[0] < last[1] || last[1] < last[2] || last[0]-last[2] > 1 {
 			t.Errorf("a set has the writes up to %d of its three volumes", last)
+		}
+	}
+}
+
+// crowded is a file system on which a volume's record of what it is made of may
+// have no room.
+type crowded struct {
+	layer.FS
+	full atomic.Bool
+}
+
+func (c *crowded) OpenFile(name string, create bool) (layer.File, error) {
+	if create && path.Base(name) == "stack.new" && c.full.Load() {
+		return nil, layer.Failure("make "+name, syscall.ENOSPC)
+	}
+	return c.FS.OpenFile(name, create)
+}
+
+// A volume that could not be told of its new base can be used, written to or not
+// since, also after a restart, and is told when there is room.
+func TestNoRoomToBeTold(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for _, room := range []bool{false, true} {
+			t.Run(fmt.Sprintf("written %t, room %t", written, room), func(t *testing.T) {
+				dir, err := layer.OpenDir(t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				fs := &crowded{FS: dir}
+				r := simtest.NewRegion(t, simtest.Options{Jobs: true, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+				t.Cleanup(func() { r.Stop(); dir.Close() })
+				a := &alone{Region: r, t: t, files: fs}
+				a.at = a.Account("a")
+				l := newVolume(t, a, control.VolumeRequest{Size: 5 << 20, Name: "data"}, 1)
+				l.write(30)
+				a.ready(l.snapshot())
+				l.calm(l.id)
+				l.write(10)
+				fs.full.Store(true)
+				a.ready(l.snapshot())
+				if written {
+					l.write(10)
+				}
+				l.same()
+				if room {
+					fs.full.Store(false)
+				}
+				a.Restart()
+				l.same()
+				l.write(10)
+				l.same()
+				fs.full.Store(false)
+				a.Restart()
+				l.same()
+				if st := l.open().Stats(); st.Near == 0 {
+					t.Errorf("got %d bytes near, %d only here, want the snapshots near", st.Near, st.Dirty)
+				}
+				a.ready(l.snapshot())
+				l.calm(l.id)
+				l.same()
+			})
 		}
 	}
 }
