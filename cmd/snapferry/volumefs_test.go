@@ -25,11 +25,11 @@ import (
 
 var fsSnapshots = flag.Int("fssnapshots", 6, "how many snapshots of each file system TestVolumeFileSystems takes")
 
-// loops skips the test where it cannot mount what it makes. On a build machine
-// only the lack of the devices is a reason.
-func loops(t *testing.T) {
+// mounts skips a test that mounts what it makes where it cannot. On a build
+// machine only the lack of the devices is a reason.
+func mounts(t *testing.T, devices ...string) {
 	t.Helper()
-	for _, device := range []string{"/dev/fuse", "/dev/loop-control"} {
+	for _, device := range devices {
 		if _, err := os.Stat(device); err != nil {
 			t.Skip(err)
 		}
@@ -40,7 +40,7 @@ func loops(t *testing.T) {
 		}
 		t.Skip("this test needs root")
 	}
-	tools(t, "nbdfuse", "fusermount3", "losetup", "mount", "umount")
+	tools(t, "losetup", "mount", "umount")
 }
 
 // undo runs a program at the end of a test, when its context has ended.
@@ -382,13 +382,13 @@ func TestVolumeFileSystems(t *testing.T) {
 		t.Skip("takes half a minute")
 	}
 	t.Parallel()
-	loops(t)
+	mounts(t, "/dev/fuse", "/dev/loop-control")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	for _, f := range fileSystems {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
-			tools(t, f.mkfs[0], f.fsck[0], "fstrim")
+			tools(t, "nbdfuse", "fusermount3", f.mkfs[0], f.fsck[0], "fstrim")
 			f.soak(t, newServed(t, 512<<20), rand.New(rand.NewPCG(seed, 1)))
 		})
 	}
