@@ -40,6 +40,7 @@ exec /bin/busybox switch_root /root /sbin/init "$@"
 	guestDisk = `#!/bin/busybox sh
 alias busybox=/bin/busybox
 busybox mount -t devtmpfs dev /dev
+busybox mount -t proc proc /proc
 exec >/dev/console
 n=0
 while [ "$1" = write ]; do
@@ -53,8 +54,7 @@ while [ "$1" = write ]; do
 done
 busybox cat /records
 echo
-busybox mount -o remount,ro /
-echo shown
+busybox mount -o remount,ro / && echo shown
 busybox reboot -f
 `
 )
@@ -77,7 +77,7 @@ func guestFiles(t *testing.T, initrd, disk string) {
 		}
 	}
 	for _, dir := range []string{memory, root} {
-		for _, name := range []string{"bin", "dev"} {
+		for _, name := range []string{"bin", "dev", "proc"} {
 			if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 				t.Fatal(err)
 			}
