@@ -84,4 +84,16 @@ var controlList = []mutation{
 		name: "a failed change of holds is not repaired", pkg: control, test: "TestDeleteThatFails",
 		edits: []edit{{ctlSnaps, "if rerr := r.db.Update(context.WithoutCancel(ctx), freeAfter(version)); rerr != nil {", "if rerr := error(nil); rerr != nil {"}},
 	},
+	{
+		name: "a volume is opened as if the layer of its base took the writes", pkg: control, test: "TestNoRoomToBeTold",
+		edits: []edit{{control + "/volumes.go", "frozen = row.Layer //", "frozen = 0 //"}},
+	},
+	{
+		name: "a volume that cannot be told of its base is not opened", pkg: control, test: "TestNoRoomToBeTold",
+		edits: []edit{{control + "/volumes.go", "!snapferry.IsKind(err, snapferry.Full) || clean > row.Layer {", "clean >= 0 {"}},
+	},
+	{
+		name: "what was uploaded is not made room of", pkg: control, test: "TestUploadedCountsForBudget",
+		edits: []edit{{control + "/uploads.go", "r.files.Caches.Trim() //", "//"}},
+	},
 }
