@@ -15,7 +15,7 @@ RACETIMEOUT ?= 60m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations histories stopped kills fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations histories stopped kills volumes fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -87,6 +87,19 @@ stopped:
 KILLS ?= 100
 kills:
 	go test ./cmd/snapferry -run 'Test(Upkeep|Recovery)SurvivesKills' -kills $(KILLS) -parallel 4 -v -timeout 180m
+
+# Live volumes: a region is killed under clients that write so often, snapshots of
+# three volumes are taken together, and of file systems that an application writes
+# to; with GUEST=DIR (made by cmd/snapferry/testdata/guest.sh DIR) virtual machines
+# run from volumes and from copies of their snapshots. Half an hour or so; the file
+# systems want root.
+VOLUMEKILLS ?= 50
+SETS        ?= 100
+FSSNAPSHOTS ?= 100
+GUEST       ?=
+volumes:
+	go test ./cmd/snapferry -run 'TestVolume(SurvivesKills|Sets|FileSystems|OnFullDisk|Guest)$$' -volumekills $(VOLUMEKILLS) -sets $(SETS) \
+		-fssnapshots $(FSSNAPSHOTS) $(if $(GUEST),-guest $(abspath $(GUEST))) -v -timeout 180m
 
 clean:
 	rm -rf bin

@@ -171,8 +171,7 @@ func (r *Region) uploadAll(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		if !ok {
-			r.tidy(id)
-			return nil
+			return r.endUploads(ctx, id)
 		}
 		if open, err := r.baseOpen(ctx, id); err != nil || open {
 			return err // the end of the copy enqueues this again
@@ -209,25 +208,36 @@ func (r *Region) baseOpen(ctx context.Context, id snapferry.VolumeID) (open bool
 	return open, err
 }
 
-func (r *Region) settled(ctx context.Context, id snapferry.SnapshotID) bool {
-	s, err := r.snapshotRow(ctx, id)
-	return err == nil && s.State.Settled()
-}
-
-// tidy merges layers of a volume that is open, beside everything else.
-func (r *Region) tidy(id snapferry.VolumeID) {
+// endUploads tells a volume that is open of its base, if an upload could not, and
+// has its layers merged beside everything else.
+func (r *Region) endUploads(ctx context.Context, id snapferry.VolumeID) error {
 	l := r.live(id)
+	l.use.RLock() // nobody puts it back meanwhile
+	defer l.use.RUnlock()
 	l.mu.Lock()
 	h := l.head
 	l.mu.Unlock()
 	if h == nil {
-		return
+		return nil // whoever opens it does
+	}
+	row, _, err := r.idleHead(ctx, id)
+	if err != nil || checkUsable(row) != nil {
+		return err
+	}
+	if err := r.catchUp(ctx, row, h); err != nil {
+		return err
 	}
 	r.afterwards(func(ctx context.Context) {
 		if err := h.Tidy(ctx); err != nil {
 			r.log.WarnContext(ctx, "merge layers", "volume", id, "err", err)
 		}
 	})
+	return nil
+}
+
+func (r *Region) settled(ctx context.Context, id snapferry.SnapshotID) bool {
+	s, err := r.snapshotRow(ctx, id)
+	return err == nil && s.State.Settled()
 }
 
 // nextUpload returns the oldest snapshot of a volume that is to be uploaded. When
@@ -323,6 +333,7 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	if err := h.Sealed(ctx, u.Layer, version); err != nil {
 		return again(err) // the volume still reads its old base, which it holds
 	}
+	r.files.Caches.Trim() // from now on what was uploaded counts
 	r.dropBases(ctx, u.Volume)
 	return nil
 }

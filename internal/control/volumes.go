@@ -90,7 +90,7 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 			return err
 		}
 		uploads, err := tx.Uploads(id)
-		frozen = row.Layer // the folder may not have been told that it is sealed
+		frozen = row.Layer // which the folder may not know to be clean yet
 		for _, u := range uploads {
 			frozen = max(frozen, u.Layer)
 		}
@@ -111,8 +111,12 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 		return nil, snapferry.Errorf(snapferry.KindOf(err), "open volume %s: %w", id, err)
 	}
 	if err := r.catchUp(ctx, row, h); err != nil {
-		h.Close()
-		return nil, err
+		if !snapferry.IsKind(err, snapferry.Full) {
+			h.Close()
+			return nil, err
+		}
+		// It still reads its old base, which it holds.
+		r.log.WarnContext(ctx, "tell a volume of its base", "volume", id, "err", err)
 	}
 	h.Keep(row.Rate >= 0)
 	l.head = h
@@ -136,14 +140,15 @@ func (r *Region) warm(ctx context.Context, version snapferry.VersionID) error {
 	return r.vault.Warm(ctx, version)
 }
 
-// catchUp tells a volume that was opened what a crash kept from it. One that
-// has no such layer is ahead of the metadata, which then learns from it.
+// catchUp tells a volume what a crash, or want of room, kept from it: an error of
+// Kind Full says that there is still no room for that. One that has no such layer
+// is ahead of the metadata, which then learns from it.
 func (r *Region) catchUp(ctx context.Context, row meta.Head, h *head.Volume) error {
 	base, clean := h.Base()
 	if base != row.Base && row.State != snapferry.VolumeRollingBack {
 		err := h.Sealed(ctx, row.Layer, row.Base)
 		if snapferry.IsKind(err, snapferry.Conflict) {
-			err = r.followFolder(ctx, row.ID, base, clean)
+			err = again(r.followFolder(ctx, row.ID, base, clean))
 		}
 		if err != nil {
 			return err

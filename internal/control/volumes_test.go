@@ -3,9 +3,13 @@ package control_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/snapferry/snapferry"
@@ -45,17 +49,18 @@ func (s *shelf) Stop(id snapferry.VolumeID) error {
 // newLively is a region alone that has live volumes.
 func newLively(t *testing.T) *alone {
 	t.Helper()
-	return newLivelyOver(t, nil)
+	return newLivelyOver(t, nil, 64<<20)
 }
 
-// newLivelyOver is newLively with a driver of its bucket.
-func newLivelyOver(t *testing.T, d blob.Driver) *alone {
+// newLivelyOver is newLively with a driver of its bucket and a budget of what is
+// near.
+func newLivelyOver(t *testing.T, d blob.Driver, budget int64) *alone {
 	t.Helper()
 	fs, err := layer.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Driver: d, Files: fs, CacheBytes: budget, Exporter: &shelf{}})
 	t.Cleanup(func() { r.Stop(); fs.Close() })
 	a := &alone{Region: r, t: t, files: fs}
 	a.at = a.Account("a")
@@ -259,10 +264,28 @@ func TestLiveVolume(t *testing.T) {
 	a.empty()
 }
 
+// What a volume that is only written to has in the bucket by now is kept within
+// the budget.
+func TestUploadedCountsForBudget(t *testing.T) {
+	const budget = 1 << 20
+	a := newLivelyOver(t, nil, budget)
+	l := newVolume(t, a, control.VolumeRequest{Size: 8 << 20, Name: "data"}, 1)
+	for range 2 {
+		l.write(600)
+		a.ready(l.snapshot())
+		l.calm(l.id)
+	}
+	a.Restart() // waits for what works in the background
+	if st := l.open().Stats(); st.Near > budget || st.Dirty > 0 {
+		t.Errorf("got %d bytes near and %d only here, want at most %d and none", st.Near, st.Dirty, budget)
+	}
+	l.same()
+}
+
 // A rollback whose safety snapshot does not come about is none: nothing is lost.
 func TestRollbackNotSafe(t *testing.T) {
 	m := &meddler{Driver: memblob.New()}
-	a := newLivelyOver(t, m)
+	a := newLivelyOver(t, m, 64<<20)
 	l := newVolume(t, a, control.VolumeRequest{Size: 1 << 20, Name: "data"}, 1)
 	l.write(9)
 	first, firstDisk := l.snapshot()
@@ -535,6 +558,67 @@ func TestBarrier(t *testing.T) {
 		}
 		if last[0] < last[1] || last[1] < last[2] || last[0]-last[2] > 1 {
 			t.Errorf("a set has the writes up to %d of its three volumes", last)
+		}
+	}
+}
+
+// crowded is a file system on which a volume's record of what it is made of may
+// have no room.
+type crowded struct {
+	layer.FS
+	full atomic.Bool
+}
+
+func (c *crowded) OpenFile(name string, create bool) (layer.File, error) {
+	if create && path.Base(name) == "stack.new" && c.full.Load() {
+		return nil, layer.Failure("make "+name, syscall.ENOSPC)
+	}
+	return c.FS.OpenFile(name, create)
+}
+
+// A volume that could not be told of its new base can be used, written to or not
+// since, also after a restart, and is told when there is room.
+func TestNoRoomToBeTold(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for _, room := range []bool{false, true} {
+			t.Run(fmt.Sprintf("written %t, room %t", written, room), func(t *testing.T) {
+				dir, err := layer.OpenDir(t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				fs := &crowded{FS: dir}
+				r := simtest.NewRegion(t, simtest.Options{Jobs: true, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+				t.Cleanup(func() { r.Stop(); dir.Close() })
+				a := &alone{Region: r, t: t, files: fs}
+				a.at = a.Account("a")
+				l := newVolume(t, a, control.VolumeRequest{Size: 5 << 20, Name: "data"}, 1)
+				l.write(30)
+				a.ready(l.snapshot())
+				l.calm(l.id)
+				l.write(10)
+				fs.full.Store(true)
+				a.ready(l.snapshot())
+				if written {
+					l.write(10)
+				}
+				l.same()
+				if room {
+					fs.full.Store(false)
+				}
+				a.Restart()
+				l.same()
+				l.write(10)
+				l.same()
+				fs.full.Store(false)
+				a.Restart()
+				l.same()
+				if st := l.open().Stats(); st.Near == 0 {
+					t.Errorf("got %d bytes near, %d only here, want the snapshots near", st.Near, st.Dirty)
+				}
+				a.ready(l.snapshot())
+				l.calm(l.id)
+				l.same()
+			})
 		}
 	}
 }

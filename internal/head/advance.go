@@ -141,6 +141,9 @@ func (v *Volume) merge(ctx context.Context) (again bool, err error) {
 func (v *Volume) drop(which func(*slab) bool, all bool) error {
 	v.change.Lock()
 	defer v.change.Unlock()
+	if v.ctx.Err() != nil {
+		return nil // closed, or about to be: it stays as it is
+	}
 	old, next := v.cur.Load(), v.stack.clone()
 	vw := &view{base: old.base, cache: old.cache, zeros: old.zeros}
 	for i, s := range old.layers {

@@ -70,6 +70,11 @@ func (v *Volume) ready(ctx context.Context) error {
 	number := next.Next
 	dir := layerDir(v.c.Dir, number)
 	l, err := layer.Create(v.c.FS, dir, next.Size)
+	if snapferry.IsKind(err, snapferry.Exists) {
+		// Left by a try that failed, and empty. It stays: the stack of that try may
+		// be on the disk and name it.
+		l, err = layer.Open(v.c.FS, dir, next.Size)
+	}
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func newSurvivor(t *testing.T, rng *rand.Rand) *survivor {
 
 func (s *survivor) reopen() {
 	s.t.Helper()
-	c := head.Config{FS: s.power, Dir: "v", Image: s.vs.open, Released: s.vs.release, Caches: s.caches}
+	c := head.Config{FS: s.power, Dir: "v", Image: s.vs.open, Released: s.vs.release, Caches: s.caches, Frozen: s.clean}
 	for _, f := range s.frozen {
 		c.Frozen = max(c.Frozen, f.layer)
 	}
@@ -217,9 +217,9 @@ func (s *survivor) freeze() {
 		p, off := s.content(s.led.size)
 		before := s.led.clone()
 		_, err := s.v.WriteAt(p, off)
-		s.ok(err)
+		wrote := s.ok(err)
 		s.led.write(p, off)
-		if s.ok(s.v.Sync()) {
+		if s.ok(s.v.Sync()) && wrote {
 			s.led.durable()
 		}
 		if s.ok(s.v.Settle(s.t.Context(), got[0])) {

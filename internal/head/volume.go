@@ -35,8 +35,8 @@ type Config struct {
 	// Released, if not nil, is told when nothing of the volume reads a version
 	// any more that was its base.
 	Released func(id snapferry.VersionID)
-	// Frozen is the highest layer that a snapshot under way needs as it is; 0 for
-	// none.
+	// Frozen is the highest layer that a snapshot under way needs as it is, or
+	// that a version has of which the volume may not have been told; 0 for none.
 	Frozen uint64
 	Caches *Caches      // nil: what was fetched is not kept
 	Log    *slog.Logger // nil for none

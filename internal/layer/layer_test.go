@@ -8,9 +8,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -250,8 +250,11 @@ func TestRemove(t *testing.T) {
 func TestSyncWrites(t *testing.T) {
 	fsys := layertest.New(t)
 	l := create(t, fsys, "l", volume)
+	var mu sync.Mutex
 	var ops []string
 	fsys.After(func(op layertest.Op) {
+		mu.Lock()
+		defer mu.Unlock()
 		if op.N >= 0 {
 			ops = append(ops, fmt.Sprint(op.Kind, " ", op.Name, " ", op.Off, "+", op.Len))
 		}
