@@ -4,8 +4,6 @@ import (
 	"math/bits"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/snapferry/snapferry"
 )
 
@@ -110,32 +108,18 @@ func (l *Layer) syncTaken(maps []taken) error {
 func (s *stripe) dataFile() *file { return s.data.Load() }
 func (s *stripe) mapFile() *file  { return s.states.Load() }
 
-// syncFiles syncs one file of each stripe, if it was written, all at the same
-// time.
+// syncFiles syncs one file of each stripe, if it was written.
 func (l *Layer) syncFiles(of func(*stripe) *file) error {
-	var last *file
-	var others errgroup.Group
 	for i := range l.stripes {
 		s := l.stripes[i].Load()
 		if s == nil {
 			continue
 		}
 		if f := of(s); f != nil && f.written.Swap(false) {
-			if last != nil {
-				others.Go(last.Datasync)
+			if err := f.Datasync(); err != nil {
+				return l.breaks(err)
 			}
-			last = f
 		}
-	}
-	var err error
-	if last != nil {
-		err = last.Datasync()
-	}
-	if oerr := others.Wait(); err == nil {
-		err = oerr
-	}
-	if err != nil {
-		return l.breaks(err)
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ var layerList = []mutation{
 	},
 	{
 		name: "what is written during a sync of a file counts as synced", pkg: layer, test: "TestPowerCuts",
-		edits: []edit{{layer + "/sync.go", "f.written.Swap(false) {\n", "f.written.Load() {\n\t\t\tdefer f.written.Store(false)\n"}},
+		edits: []edit{{layer + "/sync.go", "f.written.Swap(false) {\n\t\t\tif err := f.Datasync(); err != nil {\n\t\t\t\treturn l.breaks(err)\n\t\t\t}\n", "f.written.Load() {\n\t\t\tif err := f.Datasync(); err != nil {\n\t\t\t\treturn l.breaks(err)\n\t\t\t}\n\t\t\tf.written.Store(false)\n"}},
 	},
 	{
 		name: "a file counts as written before the write", pkg: layer, test: "TestPowerCuts",
