@@ -293,17 +293,22 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 		}
 		return err
 	}
-	w, err := r.vault.Write(ctx, version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence})
+	var w *vault.Writer
+	var st vault.ImportStats
+	counts := func() snapferry.Counts {
+		n := w.Prior()
+		return snapferry.Counts{Read: n.Read + st.Read.Load(), Changed: n.Changed + w.Changed(), Stored: n.Stored + w.Stored()}
+	}
+	w, err = r.vault.Write(ctx, version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Counts: counts})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	var st vault.ImportStats
-	x := &running{started: time.Now(), total: s.Size, done: st.Done.Load, counts: func() snapferry.Counts {
-		return snapferry.Counts{Read: st.Read.Load(), Changed: w.Changed(), Stored: w.Stored()}
-	}}
-	r.setRunning(s.ID, x)
+	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: st.Done.Load, counts: counts})
 	if err := w.Update(ctx, c, &st); err != nil {
+		if retry(ctx, err) {
+			_ = w.Checkpoint(context.WithoutCancel(ctx)) // for the next run, if it can be
+		}
 		return err
 	}
 	now := time.Now()
@@ -322,9 +327,9 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 			if err := tx.DeleteUpload(s.ID); err != nil {
 				return err
 			}
-			return r.settleReady(tx, s.ID, done, snapferry.Counts{
-				Present: done.Present, Changed: done.Changed, Read: st.Read.Load(), Stored: done.Stored, Reused: done.Present - done.Changed,
-			})
+			n := counts()
+			n.Present, n.Reused = done.Present, max(done.Present-n.Changed, 0)
+			return r.settleReady(tx, s.ID, done, n)
 		},
 	})
 	if err != nil {
@@ -343,9 +348,26 @@ func none() int64 { return 0 }
 func noCounts() snapferry.Counts { return snapferry.Counts{} }
 
 // beginUpload makes the open version of a snapshot, over the base of its volume.
-// What an earlier run began is aborted.
+// What an earlier run began is gone on with, or aborted when the base is another
+// one since.
 func (r *Region) beginUpload(ctx context.Context, run *job.Run, u meta.Upload, s meta.Snapshot) (id snapferry.VersionID, err error) {
 	if !s.Version.IsZero() {
+		var same bool
+		err := r.db.View(ctx, func(tx *meta.Tx) error {
+			h, err := tx.Head(u.Volume)
+			if err != nil {
+				return err
+			}
+			row, err := tx.Version(s.Version)
+			if snapferry.IsKind(err, snapferry.NotFound) {
+				return nil
+			}
+			same = row.State == snapferry.VersionOpen && row.Parent == h.Base
+			return err
+		})
+		if err != nil || same {
+			return s.Version, err
+		}
 		if err := r.vault.Abort(ctx, s.Version, func(tx *meta.Tx) error {
 			now, err := tx.Snapshot(s.ID)
 			if err != nil || now.Version != s.Version {

@@ -622,3 +622,66 @@ func TestNoRoomToBeTold(t *testing.T) {
 		}
 	}
 }
+
+// flaky is a file system whose files cannot be read once, at the nth read.
+type flaky struct {
+	layer.FS
+	reads, at atomic.Int64
+}
+
+type flakyFile struct {
+	layer.File
+	fs *flaky
+}
+
+func (f *flaky) OpenFile(name string, create bool) (layer.File, error) {
+	file, err := f.FS.OpenFile(name, create)
+	return flakyFile{file, f}, err
+}
+
+func (f flakyFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.fs.reads.Add(1) == f.fs.at.Load() {
+		return 0, snapferry.Errorf(snapferry.Unavailable, "cannot be read just now")
+	}
+	return f.File.ReadAt(p, off)
+}
+
+// An upload that is interrupted goes on where it was.
+func TestUploadGoesOn(t *testing.T) {
+	dir, err := layer.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := &flaky{FS: dir}
+	r := simtest.NewRegion(t, simtest.Options{Jobs: true, Files: fs, CacheBytes: 64 << 20, Exporter: &shelf{}})
+	t.Cleanup(func() { r.Stop(); dir.Close() })
+	a := &alone{Region: r, t: t, files: fs}
+	a.at = a.Account("a")
+	l := newVolume(t, a, control.VolumeRequest{Size: 96 << 20, Name: "data"}, 1)
+	l.write(900)
+	fs.reads.Store(0)
+	first, firstDisk := l.snapshot()
+	a.ready(first, firstDisk)
+	all := fs.reads.Load()
+	l.calm(l.id)
+
+	// All of it is changed again.
+	l.disk, l.rng = simtest.NewDisk(l.disk.Size()), rand.New(rand.NewPCG(1, 1))
+	h := l.open()
+	if err := h.Zero(0, l.disk.Size(), false); err != nil {
+		t.Fatal(err)
+	}
+	l.write(900)
+	fs.reads.Store(0)
+	fs.at.Store(all * 3 / 4)
+	second, secondDisk := l.snapshot()
+	s := a.ready(second, secondDisk)
+	if n := fs.reads.Load() - fs.at.Load(); n > all/2 {
+		t.Errorf("%d of %d reads after the one that failed, want less than half", n, all)
+	}
+	if s.Counts.Changed > s.Counts.Present || s.Counts.Read < s.Counts.Present {
+		t.Errorf("counts: got %+v; want no more changed than present, and all read", s.Counts)
+	}
+	l.calm(l.id)
+	l.same()
+}

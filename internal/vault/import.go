@@ -38,7 +38,8 @@ func (w *Writer) Import(ctx context.Context, d Disk, st *ImportStats) error {
 
 // Update fills the version with what is new of a disk of its size: d.Next gives
 // the extents that may differ from the parent, and only whole blocks around
-// them are read. The rest is the parent's, and costs nothing.
+// them are read. The rest is the parent's, and costs nothing. Leaves that an
+// earlier run of the same disk settled are left as they are.
 func (w *Writer) Update(ctx context.Context, d Disk, st *ImportStats) error {
 	return w.fill(ctx, d, st, true)
 }
@@ -103,6 +104,10 @@ func (w *Writer) dispatch(ctx context.Context, d Disk, st *ImportStats, out chan
 		leaf := dl
 		if !dok || bok && bl < dl {
 			leaf, extents = bl, nil
+		}
+		if update && w.Finished(leaf) {
+			from = leaf + 1
+			continue
 		}
 		t, err := w.Ticket(leaf)
 		if err != nil {
