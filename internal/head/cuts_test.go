@@ -180,6 +180,7 @@ var cutPoints = []cutPoint{
 		// Layers that a version has are given up for want of room.
 		name: "drop",
 		prepare: func(s *survivor) {
+			s.must(s.v.Cache(0, cutSize)) // of what lies below, which is another version then
 			for i := range int64(3) {
 				s.put('a'+byte(i), 16*i, 40)
 				s.zero(16*i+20, 9)
