@@ -307,6 +307,7 @@ func rollbackCut(t *testing.T, f *simtest.Factory, inJob bool, c cut) (was bool)
 	m.reboot(c)
 
 	<-m.Control.Started()
+	l.open() // else what it held before is released only when somebody does
 	l.calm(l.id)
 	l.disk = firstDisk.Clone(firstDisk.Size())
 	if now := l.now(); err != nil && now.Digest() == before.Digest() {
