@@ -62,6 +62,7 @@ func (l *lively) around(offs []int64) {
 // heap returns the bytes that are in use.
 func heap() int64 {
 	runtime.GC()
+	runtime.GC() // what was in pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
