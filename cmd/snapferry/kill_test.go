@@ -74,7 +74,7 @@ func newRelay(t *testing.T, to string, upload, fast bool) *relay {
 			r.wg.Go(func() { r.join(c) })
 		}
 	})
-	t.Cleanup(func() { l.Close(); r.wg.Wait() })
+	t.Cleanup(func() { l.Close(); r.cut(); r.wg.Wait() })
 	return r
 }
 
