@@ -29,10 +29,12 @@ type relay struct {
 	listener net.Listener
 	to       string
 	upload   bool         // what goes there is slow and counted, instead of what comes back
-	fast     bool         // nothing is slow
 	passed   atomic.Int64 // bytes that came back from the region
 	mu       sync.Mutex
-	due      time.Time // when the next byte may pass
+	rate     int64             // bytes per second; 0: no limit; guarded by mu
+	due      time.Time         // when the next byte may pass
+	down     bool              // nobody gets through; guarded by mu
+	conns    map[net.Conn]bool // that are open; guarded by mu
 	marks    []mark
 	holds    []*hold
 	wg       sync.WaitGroup
@@ -52,14 +54,17 @@ type mark struct {
 	reached chan struct{}
 }
 
-// newRelay starts a relay in front of a region; upload and fast are those of the
-// relay.
+// newRelay starts a relay in front of a region, of relayRate or, if it is fast, of
+// no rate; upload is that of the relay.
 func newRelay(t *testing.T, to string, upload, fast bool) *relay {
 	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &relay{listener: l, to: to, upload: upload, fast: fast}
+	r := &relay{listener: l, to: to, upload: upload, rate: relayRate, conns: map[net.Conn]bool{}}
+	if fast {
+		r.rate = 0
+	}
 	r.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -69,12 +74,16 @@ func newRelay(t *testing.T, to string, upload, fast bool) *relay {
 			r.wg.Go(func() { r.join(c) })
 		}
 	})
-	t.Cleanup(func() { l.Close(); r.wg.Wait() })
+	t.Cleanup(func() { l.Close(); r.cut(); r.wg.Wait() })
 	return r
 }
 
 func (r *relay) join(near net.Conn) {
 	defer near.Close()
+	if !r.enter(near) {
+		return
+	}
+	defer r.leave(near)
 	far, err := net.Dial("tcp", r.to)
 	if err != nil {
 		return // the region is away
@@ -90,6 +99,39 @@ func (r *relay) join(near net.Conn) {
 	both.Wait()
 }
 
+// enter notes a connection, and reports whether it may go on.
+func (r *relay) enter(c net.Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.down {
+		r.conns[c] = true
+	}
+	return !r.down
+}
+
+func (r *relay) leave(c net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, c)
+}
+
+// cut ends all connections and lets nobody through until mend.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.down = true
+	for c := range r.conns {
+		c.Close()
+	}
+}
+
+// mend lets connections through again, at a rate.
+func (r *relay) mend(rate int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.down, r.rate, r.due = false, rate, time.Time{}
+}
+
 // pass copies at the rate that all connections share.
 func (r *relay) pass(to io.Writer, from io.Reader) {
 	p := make([]byte, 32<<10)
@@ -102,9 +144,8 @@ func (r *relay) pass(to io.Writer, from io.Reader) {
 		if now := time.Now(); r.due.Before(now) {
 			r.due = now
 		}
-		r.due = r.due.Add(time.Duration(n) * time.Second / relayRate)
-		if r.fast {
-			r.due = time.Time{}
+		if r.rate > 0 {
+			r.due = r.due.Add(time.Duration(n) * time.Second / time.Duration(r.rate))
 		}
 		wait := time.NewTimer(time.Until(r.due))
 		r.mu.Unlock()

@@ -113,6 +113,20 @@ func (s *served) restored(id snapferry.SnapshotID) string {
 	return s.export(all[0].ID, client.VolumeExportRequest{ReadOnly: true})
 }
 
+// rollback puts the volume back to a snapshot and waits for it.
+func (s *served) rollback(id snapferry.SnapshotID) {
+	s.t.Helper()
+	v, err := s.c.RollbackVolume(s.t.Context(), s.volume.ID, client.RollbackRequest{Snapshot: id})
+	for err == nil && v.State == snapferry.VolumeRollingBack {
+		if err = pause(s.t.Context(), volumePoll); err == nil {
+			v, err = s.c.Volume(s.t.Context(), s.volume.ID)
+		}
+	}
+	if err != nil || v.State != snapferry.VolumeAvailable {
+		s.t.Fatalf("rollback: got %+v, %v", v, err)
+	}
+}
+
 // sound checks the whole region.
 func (s *served) sound() {
 	s.t.Helper()
@@ -191,15 +205,7 @@ func TestVolumeClients(t *testing.T) {
 	if _, err := s.c.UnexportVolume(t.Context(), s.volume.ID); err != nil {
 		t.Fatal(err)
 	}
-	v, err := s.c.RollbackVolume(t.Context(), s.volume.ID, client.RollbackRequest{Snapshot: one.ID})
-	for err == nil && v.State == snapferry.VolumeRollingBack {
-		if err = pause(t.Context(), volumePoll); err == nil {
-			v, err = s.c.Volume(t.Context(), s.volume.ID)
-		}
-	}
-	if err != nil || v.State != snapferry.VolumeAvailable {
-		t.Fatalf("rollback: got %+v, %v", v, err)
-	}
+	s.rollback(one.ID)
 	s.export(s.volume.ID, client.VolumeExportRequest{})
 	output(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", s.uri, disk)
 	before, err := nbd.Dial(t.Context(), s.uri, nil)

@@ -59,6 +59,12 @@ func TestFreezeWhileFetchHangs(t *testing.T) {
 		}
 	})
 	<-im.asked
+	waiting.Go(func() { // whole pages, and a part of one at each end
+		if err := v.Zero(320<<10+100, 2*page, true); err != nil {
+			t.Error(err)
+		}
+	})
+	<-im.asked
 	waiting.Go(func() {
 		p := make([]byte, 10)
 		if _, err := v.ReadAt(p, 512<<10); err != nil || p[0] != 7 {
@@ -98,6 +104,12 @@ func TestFreezeWhileFetchHangs(t *testing.T) {
 	}
 	if _, err := v.ReadAt(p, 0); err != nil || string(p[100:117]) != "half a page waits" || p[99] != 7 || p[117] != 7 {
 		t.Errorf("after the wait: got %q, %v", p[98:120], err)
+	}
+	p = make([]byte, 2*page+200)
+	want := bytes.Repeat([]byte{7}, len(p))
+	clear(want[100 : len(p)-100])
+	if _, err := v.ReadAt(p, 320<<10); err != nil || !bytes.Equal(p, want) {
+		t.Errorf("zeros after the wait: got other bytes, %v", err)
 	}
 	if err := v.Close(); err != nil {
 		t.Fatal(err)

@@ -162,23 +162,40 @@ func (c *Changes) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Next returns the first extent at or after off that the base may not have.
+// Next returns the first extent at or after off that the base may not have. Zeros
+// where the base has a hole are none: a disk that was trimmed as a whole has no
+// more to read than its base has. It may read nodes of the base's map.
 func (c *Changes) Next(off int64) (e extent.Extent, ok bool, err error) {
 	vw := c.v.acquire()
 	defer vw.release()
-	from, to := int64(-1), int64(-1)
 	for _, s := range vw.layers[vw.clean:vw.upTo(c.frozen)] {
-		page, n, _, ok := s.NextSet(off / pageSize)
-		if !ok {
-			continue
+		x, found, err := c.next(vw.base, s, off)
+		if err != nil {
+			return extent.Extent{}, false, err
 		}
+		if found && (!ok || x.Off < e.Off) {
+			e, ok = x, true
+		}
+	}
+	return e, ok, nil
+}
+
+// next is Next of one layer.
+func (c *Changes) next(b *base, s *slab, off int64) (e extent.Extent, ok bool, err error) {
+	for off < c.size {
+		page, n, state, ok := s.NextSet(off / pageSize)
 		lo, hi := max(page*pageSize, off), min((page+n)*pageSize, c.size)
-		if lo < hi && (from < 0 || lo < from) {
-			from, to = lo, hi
+		if !ok || lo >= hi {
+			return e, false, nil
 		}
+		if state == layer.Data || b == nil {
+			return extent.Extent{Off: lo, Len: hi - lo}, true, nil
+		}
+		length, data, err := b.image.Run(c.ctx, lo, hi-lo)
+		if err != nil || data {
+			return extent.Extent{Off: lo, Len: length}, err == nil, err
+		}
+		off = lo + length
 	}
-	if from < 0 {
-		return extent.Extent{}, false, nil
-	}
-	return extent.Extent{Off: from, Len: to - from}, true, nil
+	return e, false, nil
 }

@@ -313,7 +313,8 @@ func (l *life) same(got, want []byte, off int64) {
 // all compares the whole volume with what it must be.
 func (l *life) all(read func(p []byte, off int64) (int, error), d *disk) {
 	l.t.Helper()
-	got, want := make([]byte, 1<<20), make([]byte, 1<<20)
+	most := min(d.size, 1<<20)
+	got, want := make([]byte, most), make([]byte, most)
 	for off := int64(0); off < d.size; off += int64(len(got)) {
 		n := min(d.size-off, int64(len(got)))
 		if _, err := read(got[:n], off); err != nil {

@@ -104,16 +104,24 @@ type frozenAt struct {
 
 func newSurvivor(t *testing.T, rng *rand.Rand) *survivor {
 	l := &life{t: t, rng: rng, vs: newVersions(), budget: 1 << 20}
-	s := &survivor{life: l, power: layertest.New(t)}
-	l.fs = s.power
 	d := newDisk(int64(1+rng.IntN(5))<<18 + 512*int64(rng.IntN(9)))
 	if rng.IntN(2) == 0 {
 		for range 20 {
 			p, off := l.content(d.size)
 			d.write(p, off)
 		}
-		s.base = l.vs.add(d)
-		l.sealed = append(l.sealed, s.base)
+		l.sealed = append(l.sealed, l.vs.add(d))
+	}
+	return survive(l, d)
+}
+
+// survive gives a life with power to a volume that is what a disk is: over the
+// last version that is sealed, if there is one.
+func survive(l *life, d *disk) *survivor {
+	s := &survivor{life: l, power: layertest.New(l.t)}
+	l.fs = s.power
+	if n := len(l.sealed); n > 0 {
+		s.base = l.sealed[n-1]
 	}
 	l.openCaches()
 	l.must(s.power.SyncDir("."))
@@ -136,8 +144,8 @@ func (s *survivor) reopen() {
 
 // arm cuts the power at the nth operation from now on, which is done, or not, or
 // half.
-func (s *survivor) arm(n int) {
-	at, how := s.power.Ops()+n, layertest.How(s.rng.IntN(3))
+func (s *survivor) arm(n int, how layertest.How) {
+	at := s.power.Ops() + n
 	s.power.Inject(func(op layertest.Op) layertest.Fault {
 		switch {
 		case s.dead:
@@ -278,15 +286,29 @@ func (s *survivor) rollback() {
 	s.base, s.clean, s.rolling = s.rolling, 0, snapferry.VersionID{}
 }
 
-// revive brings the power back, and wants the volume to be what it may be.
+// revive cuts the power and brings it back, and wants the volume to be what it may
+// be.
 func (s *survivor) revive() {
+	s.t.Helper()
+	s.boot(s.rng.Uint64())
+	s.look()
+}
+
+// boot cuts the power, with a seed that says what is lost, and brings it back.
+func (s *survivor) boot(fate uint64) {
 	s.t.Helper()
 	s.dead = true
 	_ = s.caches.Close() // waits for what works in the background
-	s.power = s.power.Cut(s.rng.Uint64())
+	s.power = s.power.Cut(fate)
 	s.dead, s.fs = false, s.power
 	s.openCaches()
 	s.reopen()
+}
+
+// look does what the metadata of a volume that is opened would have done, and
+// wants the volume to be what it may be.
+func (s *survivor) look() {
+	s.t.Helper()
 	if size := s.v.Size(); size > s.led.size {
 		s.led.size = size // grown, and only the answer was lost
 	}
@@ -330,7 +352,7 @@ func TestPowerCuts(t *testing.T) {
 			t.Parallel()
 			s := newSurvivor(t, rand.New(rand.NewPCG(seed, 3)))
 			for range lives {
-				s.arm(s.rng.IntN(150))
+				s.arm(s.rng.IntN(150), layertest.How(s.rng.IntN(3)))
 				for !s.dead {
 					s.step()
 				}

@@ -66,6 +66,7 @@ type Region struct {
 	starts int
 	stop   func()
 	live   atomic.Pointer[control.Region] // Control, for links
+	lost   bool                           // the files of volumes are as if the machine were off
 }
 
 // template is the path of metadata that is migrated already, so that a test
@@ -181,7 +182,7 @@ func (r *Region) start() {
 		cancel()
 		<-ended
 		if volumes.Caches != nil {
-			if err := volumes.Caches.Close(); err != nil {
+			if err := volumes.Caches.Close(); err != nil && !r.lost {
 				r.tb.Errorf("close caches of %s: %v", r.Name, err)
 			}
 		}
@@ -273,6 +274,17 @@ func (r *Region) Restart() {
 			r.tb.Fatalf("region %s: %v", r.Name, err)
 		}
 	}
+}
+
+// Reboot is a Restart after the power was cut for the files of live volumes, too:
+// they are those of fs from then on. jobs says whether the region is set to work.
+func (r *Region) Reboot(fs layer.FS, jobs bool) {
+	r.tb.Helper()
+	r.lost = true
+	r.Stop()
+	r.lost = false
+	r.opts.Files, r.opts.Jobs = fs, jobs
+	r.Restart()
 }
 
 // Update changes the metadata.
