@@ -163,7 +163,7 @@ func (c *Changes) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Next returns the first extent at or after off that the base may not have. Zeros
-// where the base has a hole are none: a disk that was trimmed as a whole has no
+// where the base has a hole, or there is no base, are none: a disk that was trimmed as a whole has no
 // more to read than its base has. It may read nodes of the base's map.
 func (c *Changes) Next(off int64) (e extent.Extent, ok bool, err error) {
 	vw := c.v.acquire()
@@ -188,8 +188,12 @@ func (c *Changes) next(b *base, s *slab, off int64) (e extent.Extent, ok bool, e
 		if !ok || lo >= hi {
 			return e, false, nil
 		}
-		if state == layer.Data || b == nil {
+		if state == layer.Data {
 			return extent.Extent{Off: lo, Len: hi - lo}, true, nil
+		}
+		if b == nil {
+			off = hi
+			continue
 		}
 		length, data, err := b.image.Run(c.ctx, lo, hi-lo)
 		if err != nil || data {
