@@ -174,6 +174,7 @@ def part_fio(a):
                     "--runs", str(a.runs), "--seconds", str(a.seconds)], check=True)
     print("\n| write amplification | bytes to the disk / bytes written |\n|---|--:|")
     for name, rw, bs, more in (("4 KiB random, a flush every 32", "randwrite", "4k", ["--fsync=32"]), ("1 MiB sequential", "write", "1M", ["--end_fsync=1"])):
+        subprocess.run(["sync", "-f", r.dir], check=True)
         before = proc(r.pid)[2]
         j = fio(uri, f"--rw={rw}", f"--bs={bs}", "--iodepth=32", "--io_size=256M", *more)
         subprocess.run(["sync", "-f", r.dir], check=True)
@@ -181,6 +182,7 @@ def part_fio(a):
     r.drop(id)
     for name, rw, bs, more in (("4 KiB random, a flush every 32", "randwrite", "4k", ["--fsync=32"]), ("1 MiB sequential", "write", "1M", ["--end_fsync=1"])):
         id, uri = r.volume("--size", "2G")
+        subprocess.run(["sync", "-f", r.dir], check=True)
         before = proc(r.pid)[2]
         j = fio(uri, f"--rw={rw}", f"--bs={bs}", "--iodepth=32", "--io_size=256M", *more)
         subprocess.run(["sync", "-f", r.dir], check=True)

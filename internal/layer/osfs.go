@@ -197,6 +197,13 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// maxWrite is the most that is written by one call of the system. A file system
+// keeps in memory in one piece what came in one, up to some MiB (a large folio),
+// and later goes through all blocks of that piece for each page written in it: on
+// ext4 of Linux 6.18 a page costs 50 us of CPU in pieces of 1 MiB, and 7 in those
+// of 64 KiB.
+const maxWrite = 64 << 10
+
 // WriteAt implements File.
 func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	if !f.fd.enter() {
@@ -205,7 +212,7 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	defer f.fd.leave()
 	done := 0
 	for done < len(p) {
-		n, err := unix.Pwrite(f.fd.fd, p[done:], off+int64(done))
+		n, err := unix.Pwrite(f.fd.fd, p[done:min(len(p), done+maxWrite)], off+int64(done))
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
