@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures an NBD server and its peers with fio, interleaved, in one run.
 
-usage: nbdpeers.py DIR [--uri URI --pid PID] [--test BINARY] [--runs N] [--jobs a,b,...]
+usage: nbdpeers.py DIR [--uri URI --pid PID] [--test BINARY] [--runs N] [--jobs a,b,...] [--fill]
 
 DIR takes a file of random bytes (--size), which is kept, and a qcow2 image of
 it. Measured, each over a unix socket:
@@ -108,8 +108,15 @@ def servers(a):
     return found
 
 
+def fill(server, a):
+    """Writes all of the disk through the server, from the beginning to the end."""
+    subprocess.run(["fio", "--name=fill", "--ioengine=nbd", f"--uri={server.uri}", f"--size={a.size}M", "--rw=write", "--bs=1M", "--iodepth=8",
+                    "--refill_buffers", "--end_fsync=1"], check=True, stdout=subprocess.DEVNULL)
+
+
 def measure(server, job, a):
     rw, bs, depth, fsync = JOBS[job]
+    os.sync()
     argv = ["fio", f"--name={job}", "--ioengine=nbd", f"--uri={server.uri}", f"--size={a.size}M", f"--rw={rw}", f"--bs={bs}",
             f"--iodepth={depth}", f"--runtime={a.seconds}", "--time_based", "--refill_buffers", "--norandommap", "--randrepeat=0",
             "--output-format=json"]
@@ -134,12 +141,15 @@ def main():
     p.add_argument("--jobs", default=",".join(JOBS))
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--seconds", type=int, default=4)
+    p.add_argument("--fill", action="store_true", help="first write each disk through its server")
     p.add_argument("--size", type=int, default=2048, help="MiB")
     a = p.parse_args()
     os.makedirs(a.dir, exist_ok=True)
     all_servers = servers(a)
     try:
         first, others = all_servers[0], all_servers[1:]
+        for s in all_servers if a.fill else []:
+            fill(s, a)
         print("| job | " + " | ".join(s.name for s in all_servers) + " | " + " | ".join(f"{first.name} / {s.name}" for s in others)
               + " | p99 us | server CPU us/op |")
         print("|---" * (3 + len(all_servers) + len(others)) + "|")

@@ -171,7 +171,7 @@ def part_fio(a):
     fill(uri)
     print("\n## All pages present\n", flush=True)
     subprocess.run([sys.executable, f"{HERE}/nbdpeers.py", f"{a.dir}/peers", "--uri", uri, "--pid", str(r.pid), "--peers", "nbdkit,qemu,qcow2",
-                    "--runs", str(a.runs), "--seconds", str(a.seconds)], check=True)
+                    "--fill", "--runs", str(a.runs), "--seconds", str(a.seconds)], check=True)
     print("\n| write amplification | bytes to the disk / bytes written |\n|---|--:|")
     for name, rw, bs, more in (("4 KiB random, a flush every 32", "randwrite", "4k", ["--fsync=32"]), ("1 MiB sequential", "write", "1M", ["--end_fsync=1"])):
         subprocess.run(["sync", "-f", r.dir], check=True)
@@ -269,7 +269,7 @@ def part_snapshots(a):
     print("\n## Snapshots every 2 s under writes at half of the maximum\n", flush=True)
     print("| server | maximum | rate | without: IOPS, p99, max ms | with: IOPS, p99, max ms | loss | worst write around a snapshot, ms: median, p99 | pauses, ms: median, p99, max | refused |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for name in ("snapferry", "qemu"):
+    for name in a.servers.split(","):
         if name == "snapferry":
             r = Region(a, "snapshots")
             id, uri = r.volume("--size", "1G")
@@ -469,6 +469,7 @@ def main():
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--seconds", type=int, default=4, help="of each run of fio")
     p.add_argument("--load", type=int, default=60, help="seconds of load with snapshots")
+    p.add_argument("--servers", default="snapferry,qemu", help="of the part snapshots")
     p.add_argument("--idle", type=int, default=150, help="seconds until memory is looked at")
     a = p.parse_args()
     a.dir = os.path.abspath(a.dir)

@@ -49,6 +49,9 @@ func (w *Writer) fill(ctx context.Context, d Disk, st *ImportStats, update bool)
 	tickets := make(chan importStep)
 	for range w.v.workers {
 		g.Go(func() error {
+			if update {
+				background() // the disk is in use
+			}
 			l, err := w.NewLeafWriter()
 			if err != nil {
 				return err
