@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Measures live volumes of a real region, with their peers, in one run.
 
-usage: volume.py DIR [--parts fio,touch,snapshots,increment,lazy,idle] [--bin PATH] [--runs N]
+usage: volume.py DIR [--parts fio,touch,snapshots,increment,lazy] [--bin PATH] [--runs N]
 
 DIR takes everything, and holds v1.raw and v2.raw (see images.sh) for the parts
 increment and lazy. The region is a process of --bin (default
@@ -17,11 +17,10 @@ increment and lazy. The region is a process of --bin (default
              external snapshots
   increment  a live disk that was v1.raw gets the changes that make it v2.raw;
              then the next snapshot of it, until it is ready, beside qemu's
-             incremental backup by dirty bitmap into qcow2 with zstd
+             incremental backup by dirty bitmap into qcow2 with zstd, and beside
+             restic and kopia if they are in PATH
   lazy       the time to make a volume of a snapshot, of 1 GiB and of 64 TiB, and
              of the first reads of it
-  idle       the memory of a region with one idle volume of 1 TiB, 1 % of it
-             written at random, in three layers; and of the same without it
 
 Needs fio with its nbd engine, qemu-utils, qemu-storage-daemon and
 python3-libnbd. Prints Markdown.
@@ -39,9 +38,9 @@ import subprocess
 import sys
 import time
 
+import compare
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-# libnbd's module and none of this directory's.
-sys.path = [p for p in sys.path if os.path.abspath(p or ".") != HERE]
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -347,6 +346,7 @@ def part_increment(a):
     full, total = changed_from_nothing(v1)
     n = sum(n for _, n in runs)
     ours, theirs, added, backup = [], [], 0, 0
+    peers = {k: [] for k in ("restic", "kopia") if shutil.which(k)}
     for _ in range(a.runs):
         r = Region(a, "increment")
         id, uri = r.volume("--size", str(len(data)))
@@ -357,7 +357,7 @@ def part_increment(a):
         s = r.do("snapshot", "create", id, "--wait")
         ours.append(time.monotonic() - start)
         s = (s["snapshots"] if "snapshots" in s else [s])[0]
-        added = s["counts"]["stored"]
+        added = s["bytes"]["stored"]
         r.do("snapshot", "export", s["id"], f"{a.dir}/out.raw")
         subprocess.run(["cmp", f"{a.dir}/out.raw", v2], check=True)
         os.remove(f"{a.dir}/out.raw")
@@ -380,11 +380,28 @@ def part_increment(a):
         theirs.append(time.monotonic() - start)
         backup = os.stat(f"{q.dir}/incr").st_blocks * 512
         q.close()
+
+        for key, took in peers.items():
+            dir = os.path.join(a.dir, "peer")
+            shutil.rmtree(dir, ignore_errors=True)
+            os.makedirs(dir)
+            tool = compare.TOOLS[key][0](a, dir)
+            tool.full()
+            subprocess.run(["sync", "-f", dir], check=True)
+            start, held = time.monotonic(), tool.stored()
+            tool.incr()
+            subprocess.run(["sync", "-f", dir], check=True)
+            took.append((time.monotonic() - start, tool.stored() - held))
+            tool.close()
+            shutil.rmtree(dir)
     m = statistics.median(ours), statistics.median(theirs)
     print(f"\n## The increment of a live disk of {len(data) >> 30} GiB, {n / 2**20:.1f} MiB of it changed\n")
     print("| tool | s | MiB | / snapferry |\n|---|--:|--:|--:|")
     print(f"| snapferry snapshot create --wait, from the call to ready | {m[0]:.2f} | {added / 2**20:.1f} | 1.0x |")
-    print(f"| qemu incremental backup, dirty bitmap, zstd | {m[1]:.2f} | {backup / 2**20:.1f} | {m[1] / m[0]:.1f}x |", flush=True)
+    print(f"| qemu incremental backup, dirty bitmap, zstd | {m[1]:.2f} | {backup / 2**20:.1f} | {m[1] / m[0]:.2f}x |")
+    for key, took in peers.items():
+        t, stored = (statistics.median(c) for c in zip(*took))
+        print(f"| {key}, which reads all of the disk | {t:.2f} | {stored / 2**20:.1f} | {t / m[0]:.1f}x |", flush=True)
 
 
 def changed_from_nothing(path):
@@ -439,25 +456,6 @@ def part_lazy(a):
     r.close()
 
 
-def part_idle(a):
-    r = Region(a, "idle")
-    time.sleep(5)
-    empty = proc(r.pid)[1]
-    id, uri = r.volume("--size", "1T")
-    written = 0
-    for _ in range(3):
-        j = fio(uri, "--rw=randwrite", "--bs=4k", "--iodepth=32", f"--io_size={(1 << 40) // 300}", "--end_fsync=1", size="1T")
-        written += j["write"]["io_bytes"]
-        r.do("snapshot", "create", id)
-    local = r.do("volume", "show", id)["local"]
-    loaded = proc(r.pid)[1]
-    time.sleep(a.idle)
-    now = proc(r.pid)[1]
-    print(f"\n## Memory\n\nOne volume of 1 TiB, {written / 2**30:.1f} GiB written at random in pages of 4 KiB, {local['layers']} layers: the region has {now:.0f} MiB,"
-          f" {loaded:.0f} MiB right after the writes, and {empty:.0f} MiB without it.", flush=True)
-    r.close()
-
-
 PARTS = {n[5:]: f for n, f in list(globals().items()) if n.startswith("part_")}
 
 
@@ -470,7 +468,6 @@ def main():
     p.add_argument("--seconds", type=int, default=4, help="of each run of fio")
     p.add_argument("--load", type=int, default=60, help="seconds of load with snapshots")
     p.add_argument("--servers", default="snapferry,qemu", help="of the part snapshots")
-    p.add_argument("--idle", type=int, default=150, help="seconds until memory is looked at")
     a = p.parse_args()
     a.dir = os.path.abspath(a.dir)
     for part in a.parts.split(","):

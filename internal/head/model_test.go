@@ -464,7 +464,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-func tempFS(t *testing.T) layer.FS {
+func tempFS(t testing.TB) layer.FS {
 	d, err := layer.OpenDir(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
