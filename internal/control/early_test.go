@@ -103,8 +103,9 @@ func TestVolumeOfRunningCopy(t *testing.T) {
 	v.same()
 	a.ready(snap, snapDisk)
 	v.same()
-	if got, want := done.Counts.Moved, s.Counts.Stored*11/10; got > want {
-		t.Errorf("moved %d bytes, want at most %d: what is stored at the source", got, want)
+	// What was read of leaves that the copy had begun crosses twice.
+	if got, want := done.Counts.Moved, s.Counts.Stored*13/10; got > want {
+		t.Errorf("moved %d bytes, want at most %d: what is stored at the source, and a little", got, want)
 	}
 	v.calm(v.id)
 	if err := w.west.Control.DeleteVolume(t.Context(), w.atWest, v.id); err != nil {
