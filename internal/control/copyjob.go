@@ -225,6 +225,7 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 	source := from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})
 	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle}
 	if r.files.Caches != nil {
+		defer r.files.Caches.Hold(s.Version)()
 		cfg.Near = near{r.files.Caches, s.Version}
 	}
 	err = transfer.Run(ctx, cfg)

@@ -340,6 +340,24 @@ func (cs *Caches) Read(id snapferry.VersionID, block uint64, dst []byte) bool {
 	return err == nil && have == snapferry.BlockSize
 }
 
+// Hold has what is near of a version found by Has and Read until release, also
+// while no volume is open over it.
+func (cs *Caches) Hold(id snapferry.VersionID) (release func()) {
+	cs.mu.Lock()
+	_, idle := cs.idle[id]
+	none := !idle && cs.open[id] == nil
+	cs.mu.Unlock()
+	if none {
+		return func() {} // a volume that comes makes it
+	}
+	c, err := cs.Get(id)
+	if err != nil {
+		cs.log.Warn("open a cache", "version", id, "err", err) // it is only not near
+		return func() {}
+	}
+	return c.release
+}
+
 // lookUp returns the cache of a version if it is in use, to be released.
 func (cs *Caches) lookUp(id snapferry.VersionID) *Cache {
 	cs.mu.Lock()

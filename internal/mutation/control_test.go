@@ -116,4 +116,8 @@ var controlList = []mutation{
 		name: "an upload that was interrupted begins anew", pkg: control, test: "TestUploadGoesOn",
 		edits: []edit{{"internal/vault/import.go", "if update && w.Finished(leaf) {", "if false {"}},
 	},
+	{
+		name: "what volumes read of a copy before a restart crosses again", pkg: control, test: "TestVolumeOfRunningCopy",
+		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(s.Version)()\n", ""}},
+	},
 }

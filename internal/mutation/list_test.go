@@ -134,4 +134,11 @@ var list = []mutation{
 		name: "records are written while the metadata is known to be behind", pkg: vault, test: "TestBehindHolds",
 		edits: []edit{{"internal/vault/revise.go", "\t\treturn notBehind(tx)\n", "\t\treturn nil\n"}},
 	},
+	{
+		name: "leaves that a checkpoint has not count as changed", pkg: vault, test: "TestChangedIsOfLeavesInOrder",
+		edits: []edit{
+			{"internal/vault/leaf.go", "\treturn l.w.deliver(", "\tl.w.changed.Add(int64(len(l.frames)) * snapferry.BlockSize)\n\treturn l.w.deliver("},
+			{"internal/vault/writer.go", "\t\tw.changed.Add(d.changed)\n", ""},
+		},
+	},
 }

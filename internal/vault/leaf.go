@@ -189,6 +189,5 @@ func (l *LeafWriter) End(ctx context.Context) error {
 			n.Append(i, l.digest[i], l.refs[i], 0)
 		}
 	}
-	l.w.changed.Add(int64(len(l.frames)) * snapferry.BlockSize)
-	return l.w.deliver(ctx, l.seq, n)
+	return l.w.deliver(ctx, l.seq, delivered{node: n, changed: int64(len(l.frames)) * snapferry.BlockSize})
 }

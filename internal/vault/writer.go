@@ -35,7 +35,7 @@ type Writer struct {
 	mu       sync.Mutex
 	builder  *blockmap.Builder
 	tickets  []Ticket // issued and not delivered, ascending
-	waiting  map[uint64]*blockmap.Node
+	waiting  map[uint64]delivered
 	issued   uint64     // tickets issued
 	finished extent.Set // leaves settled, durable or not
 
@@ -45,6 +45,12 @@ type Writer struct {
 	made        sync.WaitGroup
 	cperr       error
 	durable     func(extent.Set) // told what a checkpoint made durable
+}
+
+// delivered is a leaf that has ended.
+type delivered struct {
+	node    *blockmap.Node // nil: nothing is there
+	changed int64          // plain bytes of its blocks that were written
 }
 
 // Ticket is the right to fill one leaf. Tickets are issued in ascending order
@@ -110,7 +116,7 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 	}
 	w := &Writer{
 		v: v, row: row, pack: newPacker(v, row, c.Job, c.Token, c.Fence), again: again,
-		waiting: map[uint64]*blockmap.Node{}, checkpoints: c.Checkpoints, durable: c.Durable, last: time.Now(),
+		waiting: map[uint64]delivered{}, checkpoints: c.Checkpoints, durable: c.Durable, last: time.Now(),
 		prior: cp.Counts, counts: c.Counts,
 	}
 	switch {
@@ -202,7 +208,8 @@ func (w *Writer) Finished(leaf uint64) bool {
 	return w.finished.Contains(int64(leaf))
 }
 
-// Changed returns the plain bytes of the blocks written so far.
+// Changed returns the plain bytes of the blocks written so far, of leaves that are
+// in order: what a checkpoint says of them is not written again.
 func (w *Writer) Changed() int64 { return w.changed.Load() }
 
 // Stored returns the bytes this run put into the bucket so far.
@@ -226,24 +233,27 @@ func (w *Writer) Ticket(leaf uint64) (Ticket, error) {
 }
 
 // Absent settles the leaf of a ticket as holding nothing.
-func (w *Writer) Absent(ctx context.Context, t Ticket) error { return w.deliver(ctx, t.Seq, nil) }
+func (w *Writer) Absent(ctx context.Context, t Ticket) error {
+	return w.deliver(ctx, t.Seq, delivered{})
+}
 
 // deliver takes a leaf and passes on to the builder what is in order now.
-func (w *Writer) deliver(ctx context.Context, seq uint64, n *blockmap.Node) error {
+func (w *Writer) deliver(ctx context.Context, seq uint64, d delivered) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.waiting[seq] = n
+	w.waiting[seq] = d
 	for len(w.tickets) > 0 {
 		t := w.tickets[0]
-		n, ok := w.waiting[t.Seq]
+		d, ok := w.waiting[t.Seq]
 		if !ok {
 			break
 		}
 		delete(w.waiting, t.Seq)
 		w.tickets = w.tickets[1:]
-		if err := w.builder.Set(ctx, t.Leaf, n); err != nil {
+		if err := w.builder.Set(ctx, t.Leaf, d.node); err != nil {
 			return err
 		}
+		w.changed.Add(d.changed)
 		w.finished.Add(extent.Extent{Off: int64(t.Leaf), Len: 1})
 	}
 	return w.checkpointIfDue(ctx)

@@ -244,6 +244,33 @@ func TestSealWantsDigest(t *testing.T) {
 	r.Check(t, simtest.NoGarbage)
 }
 
+// What a checkpoint does not have yet does not count, because it is written again.
+func TestChangedIsOfLeavesInOrder(t *testing.T) {
+	r := simtest.NewRegion(t, simtest.Options{})
+	id, w := open(t, r, r.Volume(r.Account("a"), "disk"), snapferry.VersionID{}, 64<<20)
+	var tickets []vault.Ticket
+	for leaf := range uint64(2) {
+		ticket, err := w.Ticket(leaf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tickets = append(tickets, ticket)
+	}
+	for i, want := range []int64{0, 2 * snapferry.BlockSize} {
+		if err := fillTicket(w, tickets[1-i], map[int]int{5: 7 + i}); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Changed(); got != want {
+			t.Errorf("after %d leaves, the later one first: got %d bytes changed, want %d", i+1, got, want)
+		}
+	}
+	w.Close()
+	if err := r.Vault.Abort(t.Context(), id, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.Check(t, simtest.NoGarbage)
+}
+
 // TestResume goes on from checkpoints, in a new process each time, and throws
 // away what the last one did not finish.
 func TestResume(t *testing.T) {
