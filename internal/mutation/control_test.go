@@ -102,11 +102,11 @@ var controlList = []mutation{
 	},
 	{
 		name: "a volume is opened as if the layer of its base took the writes", pkg: control, test: "TestNoRoomToBeTold",
-		edits: []edit{{control + "/volumes.go", "frozen = row.Layer //", "frozen = 0 //"}},
+		edits: []edit{{control + "/live.go", "frozen = row.Layer //", "frozen = 0 //"}},
 	},
 	{
 		name: "a volume that cannot be told of its base is not opened", pkg: control, test: "TestNoRoomToBeTold",
-		edits: []edit{{control + "/volumes.go", "if !snapferry.IsKind(err, snapferry.Full) {", "if true {"}},
+		edits: []edit{{control + "/live.go", "if !snapferry.IsKind(err, snapferry.Full) {", "if true {"}},
 	},
 	{
 		name: "what was uploaded is not made room of", pkg: control, test: "TestUploadedCountsForBudget",
