@@ -219,10 +219,15 @@ type killed struct {
 }
 
 func newKilled(t *testing.T) *killed {
+	return newKilledBehind(t, func(relay string) string { return relay })
+}
+
+// newKilledBehind lets west connect to what leads to the relay, which has an address.
+func newKilledBehind(t *testing.T, leads func(relay string) string) *killed {
 	k := prepareKilled(t, "none", demoEast, demoWest)
 	k.relay = newRelay(t, k.dev.configs[demoEast].Peer.Listen, false, false)
 	west := k.dev.configs[demoWest]
-	west.Peers = []knownPeer{{Name: demoEast, Address: k.relay.listener.Addr().String()}}
+	west.Peers = []knownPeer{{Name: demoEast, Address: leads(k.relay.listener.Addr().String())}}
 	if err := writeYAML(k.dev.configFile(demoWest), west); err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,8 @@ const rooms = `
 0 digest
 0 extent
 0 internal/layering
+0 internal/testtool
+1 internal/toxitest
 1 .
 2 seal
 2 blockmap
@@ -65,7 +67,7 @@ const rooms = `
 // kept is what only some rooms may import: a prefix of import paths, then the
 // rooms and packages that may, or ">=N" for the floors from N on.
 const kept = `
-net/http                     >=6 internal/blob/s3blob internal/kms
+net/http                     >=6 internal/blob/s3blob internal/kms internal/testtool internal/toxitest
 database/sql                 internal/meta
 github.com/pressly/goose     internal/meta
 modernc.org/sqlite           internal/meta
