@@ -93,7 +93,9 @@ type Snapshot struct {
 	Copy        CopyID        `json:"copy,omitempty"`        // the copy that makes or made it
 	Version     VersionID     `json:"-"`
 	Counts      Counts        `json:"bytes"`
-	Progress    *Progress     `json:"progress,omitempty"` // while it is being made
+	Progress    *Progress     `json:"progress,omitempty"`  // while it is being made
+	Queue       *Queue        `json:"queue,omitempty"`     // of a copy that waits for its turn
+	PinnedBy    []PinHolder   `json:"pinned_by,omitempty"` // while it is deleting: who still reads it
 }
 
 // CopySource names what a copy was made from.
@@ -111,38 +113,4 @@ type Counts struct {
 	Stored   int64 `json:"stored"`   // bytes added to the bucket
 	Reused   int64 `json:"reused"`   // plain bytes the region already had
 	Repeated int64 `json:"repeated"` // plain bytes moved again after an interruption
-}
-
-// Progress is how far a long operation has come. Done never goes back.
-type Progress struct {
-	Total   int64     `json:"total"`   // plain bytes to settle
-	Done    int64     `json:"done"`    // plain bytes settled, durably for a copy
-	Started time.Time `json:"started"` // when the present run began
-	Rate    float64   `json:"rate"`    // plain bytes per second, recent
-}
-
-// Copy is the transfer of a snapshot into a
-// region, a resource of the destination region.
-type Copy struct {
-	ID       CopyID     `json:"id"`
-	Account  AccountID  `json:"account"`
-	Snapshot SnapshotID `json:"snapshot"` // the snapshot being made here
-	Source   CopySource `json:"source"`
-	State    CopyState  `json:"state"`
-	Reason   string     `json:"reason,omitempty"`
-	Full     bool       `json:"full"`
-	Plan     *Plan      `json:"plan,omitempty"`
-}
-
-// Plan says what a copy will do, before or while it does it.
-type Plan struct {
-	Size         int64         `json:"size"`          // bytes of the disk
-	Digest       digest.Digest `json:"digest"`        // of the source
-	Present      int64         `json:"present"`       // plain bytes that are not zero
-	MoveBlocks   int64         `json:"move_blocks"`   // blocks that will cross
-	MoveBytes    int64         `json:"move_bytes"`    // their bytes as stored at the source
-	ReuseBlocks  int64         `json:"reuse_blocks"`  // blocks the destination already has
-	ChangedLeafs int64         `json:"changed_leafs"` // map leaves (16 MiB) that differ
-	Base         SnapshotID    `json:"base,omitempty"`
-	Reason       string        `json:"reason"` // why full or incremental, one sentence
 }

@@ -42,6 +42,17 @@ type Space struct {
 	Small     int64 `json:"small"`     // of them, smaller than 8 MiB
 }
 
+// UsageRecord is one metered fact.
+type UsageRecord struct {
+	ID      int64     `json:"id"`      // ascending
+	Kind    string    `json:"kind"`    // received
+	Subject string    `json:"subject"` // id of a snapshot
+	Bytes   int64     `json:"bytes"`
+	At      time.Time `json:"at"`
+	Copy    CopyID    `json:"copy,omitempty"`    // that it is about
+	Outcome Ending    `json:"outcome,omitempty"` // of that copy
+}
+
 // RegionUsage is what a region keeps, and what it does to give space back.
 type RegionUsage struct {
 	Region  RegionName `json:"region"`

@@ -48,6 +48,36 @@ type CopyRequest struct {
 	Labels
 	Full        bool   `json:"full,omitempty"`
 	ClientToken string `json:"client_token,omitempty"` // makes a repeated request the same one
+	Rate        int64  `json:"rate,omitempty"`         // bytes per second that may cross for it; 0: no limit of its own
+	// CompleteWithin is how soon it must be done, like 2h30m; empty: whenever. A
+	// copy that cannot be done in time is refused.
+	CompleteWithin string `json:"complete_within,omitempty"`
+}
+
+// CopyList is a page of copies, newest first.
+type CopyList struct {
+	Copies []snapferry.Copy `json:"copies"`
+	Next   snapferry.CopyID `json:"next,omitempty"` // pass as after for the next page
+}
+
+// RateRequest changes a limit in bytes per second; 0 is none.
+type RateRequest struct {
+	Rate int64 `json:"rate"`
+}
+
+// LimitList is what may cross into the region.
+type LimitList struct {
+	Limits []snapferry.Limit `json:"limits"`
+}
+
+// PinList is what other regions hold in the region.
+type PinList struct {
+	Pins []snapferry.Pin `json:"pins"`
+}
+
+// UsageList is metered facts, in the order they were added.
+type UsageList struct {
+	Records []snapferry.UsageRecord `json:"records"`
 }
 
 // ForkRequest asks for a new volume that begins with what a snapshot has.
@@ -134,6 +164,7 @@ type Event struct {
 	Progress *snapferry.Progress `json:"progress,omitempty"`
 	Extent   *extent.Extent      `json:"extent,omitempty"` // of a diff
 	Report   *FsckReport         `json:"report,omitempty"` // of a check
+	Copy     *snapferry.Copy     `json:"copy,omitempty"`   // of a watch
 	Done     bool                `json:"done,omitempty"`
 	Error    *Error              `json:"error,omitempty"`
 }

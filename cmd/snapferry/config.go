@@ -32,6 +32,10 @@ type serverConfig struct {
 	ReclaimGrace   *time.Duration `yaml:"reclaim_grace,omitempty"`   // before an object that nobody needs is removed
 	CompactionRate int64          `yaml:"compaction_rate,omitempty"` // bytes per second; 0: no limit
 
+	// Of copies into the region.
+	CopiesAtOnce int            `yaml:"copies_at_once,omitempty"` // of all accounts
+	CopyPatience *time.Duration `yaml:"copy_patience,omitempty"`  // without a byte, until a copy is given up
+
 	// Of live volumes.
 	Volumes    string `yaml:"volumes,omitempty"`     // directory of volumes/ and caches/; else Directory
 	Sockets    string `yaml:"sockets,omitempty"`     // directory of their sockets; else sockets/ in Directory
@@ -64,6 +68,11 @@ type accountConfig struct {
 	Name      string `yaml:"name"`
 	TokenHash string `yaml:"token_hash,omitempty"` // SHA-256 in hexadecimal
 	TokenFile string `yaml:"token_file,omitempty"` // has the token itself
+
+	Operator     bool `yaml:"operator,omitempty"`      // may change what belongs to the region
+	Copies       int  `yaml:"copies,omitempty"`        // under way at a time
+	QueuedCopies int  `yaml:"queued_copies,omitempty"` // that wait for their turn
+	StrictCopies bool `yaml:"strict_copies,omitempty"` // those over copies are refused instead of queued
 }
 
 const (
@@ -174,6 +183,9 @@ func (c *serverConfig) check() error {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
 	}
 	if err := c.checkUpkeep(); err != nil {
+		return err
+	}
+	if err := c.checkCopies(); err != nil {
 		return err
 	}
 	if err := c.checkVolumes(); err != nil {

@@ -139,7 +139,7 @@ func (d *devDir) makeRegion(authority *pki.Authority, name snapferry.RegionName,
 	for _, account := range []string{devAccount, "other"} {
 		token := randomHex(24)
 		r.Tokens[account] = token
-		c.Accounts = append(c.Accounts, accountConfig{Name: account, TokenHash: control.HashToken(token)})
+		c.Accounts = append(c.Accounts, accountConfig{Name: account, TokenHash: control.HashToken(token), Operator: account == devAccount})
 	}
 	d.configs[name], d.profile.Regions[name] = c, r
 	return nil

@@ -223,8 +223,10 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 	}
 	s.region = control.New(control.Config{
 		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log, Volumes: volumes,
-		ReclaimGrace: s.cfg.grace(), CompactionRate: s.cfg.CompactionRate,
-		Jobs: job.New(db, job.Config{Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Log: s.log}),
+		ReclaimGrace: s.cfg.grace(), CompactionRate: s.cfg.CompactionRate, Copies: s.cfg.copies(), Operators: s.cfg.operators(),
+		Jobs: job.New(db, job.Config{
+			Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Copies: s.cfg.CopiesAtOnce, Log: s.log,
+		}),
 	})
 	public := sign.Public().(ed25519.PublicKey)
 	s.log.Info("region opened", "id", row.ID, "incarnation", row.Incarnation, "public_key", hex.EncodeToString(public), "version", version)

@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) regionCommand() *cobra.Command {
-	return group("region", "See what a region keeps and does", a.regionUsageCommand(), a.regionJobsCommand())
+	return group("region", "See what a region keeps and does", a.regionUsageCommand(), a.regionJobsCommand(), a.regionPinsCommand(), a.regionBreakPinCommand(), a.regionRecordsCommand())
 }
 
 func (a *app) regionUsageCommand() *cobra.Command {

@@ -67,13 +67,13 @@ func (a *app) showSnapshot(s snapferry.Snapshot) error {
 			source = fmt.Sprintf("%s in %s", s.Source.Snapshot, s.Source.Region)
 		}
 		if s.Progress != nil {
-			progress = fmt.Sprintf("%s of %s, %s/s", short(s.Progress.Done), short(s.Progress.Total), short(int64(s.Progress.Rate)))
+			progress = progressText(s.Progress)
 		}
 		if !s.Digest.IsZero() {
 			digest = s.Digest.String()
 		}
 		p.fields("id", string(s.ID), "region", string(s.Region), "volume", s.Volume, "name", s.Name, "description", s.Description,
-			"tags", tagText(s.Tags), "state", string(s.State), "reason", s.Reason, "hint", s.Hint, "progress", progress,
+			"tags", tagText(s.Tags), "state", string(s.State), "reason", s.Reason, "hint", s.Hint, "pinned by", holdersText(s.PinnedBy), "queue", queueText(s.Queue), "progress", progress,
 			"size", bytesText(s.Size), "digest", digest, "parent", string(s.Parent), "source", source, "copy", string(s.Copy),
 			"created", timeText(s.Created), "retain until", timeText(s.RetainUntil),
 			"present", countText(s.Counts.Present), "changed", countText(s.Counts.Changed), "read", countText(s.Counts.Read),

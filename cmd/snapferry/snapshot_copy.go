@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,12 +14,16 @@ import (
 type copyFlags struct {
 	from, to string
 	full     bool
+	rate     string
+	within   time.Duration
 }
 
 func (c *copyFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&c.from, "from", "", "region that has the snapshot (default: --region, or default_region of the configuration)")
 	cmd.Flags().StringVar(&c.to, "to", "", "region that gets the copy")
 	cmd.Flags().BoolVar(&c.full, "full", false, "move everything, whatever the region has already")
+	cmd.Flags().StringVar(&c.rate, "rate", "", "bytes per second that may cross for it, as 50M (default: no limit of its own)")
+	cmd.Flags().DurationVar(&c.within, "complete-within", 0, "refuse the copy if it cannot be done so soon, as 2h (default: whenever)")
 }
 
 // request returns the copy that the flags and the id ask for, and the region
@@ -37,6 +42,14 @@ func (a *app) copyRequest(f copyFlags, id string) (req client.CopyRequest, to sn
 	} else if req.From, err = snapferry.ParseRegionName(f.from); err != nil {
 		return req, "", err
 	}
+	if f.rate != "" {
+		if req.Rate, err = parseSize(f.rate); err != nil {
+			return req, "", err
+		}
+	}
+	if f.within != 0 {
+		req.CompleteWithin = f.within.String()
+	}
 	to, err = snapferry.ParseRegionName(f.to)
 	req.Full = f.full
 	return req, to, err
@@ -50,7 +63,9 @@ func (a *app) copyCommand() *cobra.Command {
 		Use: "copy ID --from REGION --to REGION", Short: "Copy a snapshot to another region", Args: cobra.ExactArgs(1),
 		Long: `Copy a snapshot to another region, which pulls it and moves only what it does not
 have yet. The copy goes on without this command and through restarts of both
-regions. To cancel it, delete the new snapshot.`,
+regions. When the account has as many copies under way as it may, the copy waits
+for its turn. See it with "snapferry copy show". To cancel it, delete the new
+snapshot.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := labels.get()
 			if err != nil {

@@ -36,7 +36,7 @@ func (a *app) deleteCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also end a copy that volumes were made from: they end in error")
+	cmd.Flags().BoolVar(&force, "force", false, "also end a copy that volumes were made from: they end in error; and take the snapshot from copies of other regions that still read it: they fail")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,5 +38,13 @@ func planText(p *printer, plan snapferry.Plan) {
 	p.fields("moves", bytesText(plan.MoveBytes)+" as stored, "+strconv.FormatInt(plan.MoveBlocks, 10)+" blocks",
 		"reuses", bytesText(plan.ReuseBlocks*snapferry.BlockSize)+", "+strconv.FormatInt(plan.ReuseBlocks, 10)+" blocks",
 		"present", bytesText(plan.Present), "size", bytesText(plan.Size), "digest", plan.Digest.String(),
-		"base", string(plan.Base), "reason", plan.Reason)
+		"base", string(plan.Base), "reason", plan.Reason, "takes", planTime(plan))
+}
+
+// planTime is how long a plan takes, for people.
+func planTime(plan snapferry.Plan) string {
+	if plan.Time == 0 {
+		return "as long as the link needs: no limit is set"
+	}
+	return "at least " + plan.Time.Round(time.Second).String() + ", by the limits that are set"
 }

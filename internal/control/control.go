@@ -40,6 +40,10 @@ type Config struct {
 	Log     *slog.Logger // nil for none
 
 	Volumes VolumeConfig // no live volumes without
+	Copies  CopyConfig
+	// Operators are the accounts, by name, that may change what belongs to the
+	// region: the limits of its links, and the pins of others.
+	Operators map[string]bool
 
 	ReclaimGrace   time.Duration // between an object's condemnation and its removal; 0: a minute, less than 0: none
 	CompactionRate int64         // bytes per second that compaction may read; 0: as many as it can
@@ -47,23 +51,26 @@ type Config struct {
 
 // Region is one region's control plane. It is safe for concurrent use.
 type Region struct {
-	name    snapferry.RegionName
-	db      *meta.DB
-	bucket  *blob.Bucket
-	vault   *vault.Vault
-	jobs    *job.Queue
-	peers   map[snapferry.RegionName]func(string) transfer.Remote
-	version string
-	log     *slog.Logger
-	started time.Time
-	grace   time.Duration
-	pace    *rate.Limiter // of compaction; nil: none
-	freeing freeing
-	files   VolumeConfig
-	begun   chan struct{}  // see Started
-	closed  atomic.Bool    // no volume is opened any more
-	behind  sync.WaitGroup // see afterwards
-	answers answers
+	name      snapferry.RegionName
+	db        *meta.DB
+	bucket    *blob.Bucket
+	vault     *vault.Vault
+	jobs      *job.Queue
+	peers     map[snapferry.RegionName]func(string) transfer.Remote
+	version   string
+	log       *slog.Logger
+	started   time.Time
+	grace     time.Duration
+	pace      *rate.Limiter // of compaction; nil: none
+	freeing   freeing
+	files     VolumeConfig
+	copies    CopyConfig
+	operators map[string]bool
+	limits    *limits
+	begun     chan struct{}  // see Started
+	closed    atomic.Bool    // no volume is opened any more
+	behind    sync.WaitGroup // see afterwards
+	answers   answers
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
@@ -90,6 +97,7 @@ func New(c Config) *Region {
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
+		copies: c.Copies.withDefaults(), limits: newLimits(), operators: c.Operators,
 	}
 }
 
@@ -136,6 +144,10 @@ func (r *Region) Run(ctx context.Context) error {
 		return err
 	}
 	close(r.begun)
+	var pacing sync.WaitGroup
+	defer pacing.Wait()
+	pacing.Go(func() { r.paceCopies(ctx) })
+	pacing.Go(func() { r.disownAll(ctx) })
 	return r.jobs.Start(ctx, r.handlers())
 }
 
@@ -190,6 +202,7 @@ type running struct {
 	total   int64
 	done    func() int64 // never goes back
 	counts  func() snapferry.Counts
+	pull    *puller // of a copy
 
 	mu   sync.Mutex
 	rate pace
@@ -220,6 +233,9 @@ func (x *running) show() *snapferry.Progress {
 		x.rate = pace{at: now, bytes: p.Done, value: v}
 	}
 	p.Rate = x.rate.value
+	if x.pull != nil {
+		x.pull.show(p)
+	}
 	return p
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/limit"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -20,6 +21,28 @@ type CopyRequest struct {
 	Labels
 	Full  bool   // move all bytes, whatever is here
 	Token string // the caller's, for repeating the request; may be empty
+	Rate  int64  // bytes per second that may cross for it; 0: no limit of its own
+	// Within is how soon the copy must be done; 0: whenever. A copy that cannot
+	// be, by what is known, is refused.
+	Within time.Duration
+}
+
+const (
+	minWithin = time.Minute
+	maxWithin = 30 * 24 * time.Hour
+)
+
+func (req CopyRequest) checkCopy() error {
+	if err := req.check(); err != nil {
+		return err
+	}
+	if _, err := snapferry.ParseSnapshotID(string(req.Source)); err != nil {
+		return err
+	}
+	if req.Within != 0 && (req.Within < minWithin || req.Within > maxWithin) {
+		return snapferry.Errorf(snapferry.Invalid, "to be done within %v is not within %v and %v", req.Within, minWithin, maxWithin)
+	}
+	return limit.CheckRate(req.Rate)
 }
 
 // remote returns a region on behalf of an account.
@@ -45,10 +68,7 @@ func (r *Region) remote(ctx context.Context, name snapferry.RegionName, account 
 // region and returns the new snapshot, copying. What can be known to fail
 // fails now. The source stays pinned until the copy ends.
 func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
-	if err := req.check(); err != nil {
-		return snapferry.Snapshot{}, err
-	}
-	if _, err := snapferry.ParseSnapshotID(string(req.Source)); err != nil {
+	if err := req.checkCopy(); err != nil {
 		return snapferry.Snapshot{}, err
 	}
 	if s, ok, err := r.repeated(ctx, account, req); err != nil || ok {
@@ -62,13 +82,19 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	c := meta.Copy{Created: time.Now(), Reserved: true}
-	c.ID, c.Account, c.State, c.Full = snapferry.NewCopyID(), account, snapferry.CopyQueued, req.Full
+	c := meta.Copy{Reserved: true}
+	c.ID, c.Account, c.State, c.Full, c.Rate, c.Created = snapferry.NewCopyID(), account, snapferry.CopyQueued, req.Full, req.Rate, time.Now()
 	c.Source = snapferry.CopySource{Region: req.From, Snapshot: req.Source}
+	if c.Deadline, c.Plan, err = r.promise(ctx, account, req, d); err != nil {
+		return snapferry.Snapshot{}, err
+	}
 	var incarnation uint64
 	err = r.db.Update(ctx, func(tx *meta.Tx) error {
 		region, err := tx.Region()
 		if err != nil {
+			return err
+		}
+		if err := r.hasRoom(tx, account); err != nil {
 			return err
 		}
 		incarnation = region.Incarnation
@@ -105,7 +131,7 @@ func (r *Region) abandon(ctx context.Context, id snapferry.CopyID, reason error)
 		if err != nil || !c.Reserved || c.State.Terminal() {
 			return err
 		}
-		if err := endCopy(tx, id, snapferry.CopyFailed, reason); err != nil {
+		if err := r.endCopy(tx, id, snapferry.EndedFailed, reason); err != nil {
 			return err
 		}
 		return enqueueDiscard(tx, c.Account, discardPayload{Copy: id})
@@ -170,6 +196,9 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 	s.State, s.Copy, s.SourceVolume = snapferry.SnapshotCopying, c.ID, d.Volume
 	s.Source = &c.Source
 	err := r.db.Update(ctx, func(tx *meta.Tx) error {
+		if err := r.hasRoom(tx, account); err != nil {
+			return err // others came meanwhile
+		}
 		vol, err := r.copyVolume(tx, account, req.From, d)
 		if err != nil {
 			return err
@@ -195,7 +224,7 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 			return err
 		}
 		c := c
-		c.Reserved, c.Snapshot, c.Base, c.Pin = false, s.ID, row.Parent, pin
+		c.Reserved, c.Snapshot, c.Base, c.Pin, c.VolumeID = false, s.ID, row.Parent, pin, vol.ID
 		if err := tx.UpdateCopy(c); err != nil {
 			return err
 		}
@@ -208,7 +237,7 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 		if err := audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(req.Source)); err != nil {
 			return err
 		}
-		return enqueueCopy(tx, vol.ID, c)
+		return r.dispatch(tx)
 	})
 	return s, err
 }
@@ -278,24 +307,35 @@ func chooseBase(tx *meta.Tx, vol meta.Volume, d transfer.Description) (meta.Vers
 	return meta.Version{}, false, nil
 }
 
-// endCopy gives a copy its final state; one that has one keeps it.
-func endCopy(tx *meta.Tx, id snapferry.CopyID, state snapferry.CopyState, reason error) error {
+// endCopy gives a copy its final state; one that has one keeps it. The turn is
+// another's then.
+func (r *Region) endCopy(tx *meta.Tx, id snapferry.CopyID, ending snapferry.Ending, reason error) error {
 	c, err := tx.Copy(id)
 	if err != nil || c.State.Terminal() {
 		return err
 	}
-	c.State, c.Finished = state, time.Now()
+	switch ending {
+	case snapferry.EndedDone:
+		c.State = snapferry.CopyDone
+	case snapferry.EndedCancelled:
+		c.State = snapferry.CopyCancelled
+	default:
+		c.State = snapferry.CopyFailed
+	}
+	c.Ending, c.Finished = ending, time.Now()
+	c.Late = c.Late || !c.Deadline.IsZero() && c.Finished.After(c.Deadline)
 	if reason != nil {
 		c.Reason, _ = publicReason(reason)
 	}
 	if err := tx.UpdateCopy(c); err != nil {
 		return err
 	}
-	return wakeNext(tx, c)
+	return r.dispatch(tx)
 }
 
-// moveCopy moves a copy that has not ended to its next state.
-func (r *Region) moveCopy(ctx context.Context, run *job.Run, id snapferry.CopyID, state snapferry.CopyState) error {
+// moveCopy moves a copy that has not ended to its next state, with the plan of this
+// run if there is one.
+func (r *Region) moveCopy(ctx context.Context, run *job.Run, id snapferry.CopyID, state snapferry.CopyState, plan *snapferry.Plan) error {
 	return r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
 			return err
@@ -304,20 +344,9 @@ func (r *Region) moveCopy(ctx context.Context, run *job.Run, id snapferry.CopyID
 		if err != nil || c.State == state {
 			return err
 		}
-		c.State = state
+		if c.State = state; plan != nil {
+			c.Plan = plan
+		}
 		return tx.UpdateCopy(c)
 	})
-}
-
-// CopyOf returns a copy of the account.
-func (r *Region) CopyOf(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID) (snapferry.Copy, error) {
-	var c meta.Copy
-	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-		c, err = tx.Copy(id)
-		return err
-	})
-	if snapferry.IsKind(err, snapferry.NotFound) || err == nil && (c.Account != account || c.Reserved) {
-		return snapferry.Copy{}, snapferry.Errorf(snapferry.NotFound, "there is no copy %s", id)
-	}
-	return c.Copy, err
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,12 @@ type copyProgress struct {
 	Done     int64 `json:"done"`     // plain bytes settled durably, the most ever shown
 	Moved    int64 `json:"moved"`    // bytes received
 	Received int64 `json:"received"` // plain bytes received
+	Total    int64 `json:"total"`    // plain bytes to settle
+	Reused   int64 `json:"reused"`   // plain bytes that were here
+	ToMove   int64 `json:"to_move"`  // bytes that are still to come
+
+	Last time.Time     `json:"last,omitzero"` // when something came
+	Idle time.Duration `json:"idle"`          // how long runs and waits were in which nothing came
 }
 
 // runCopy is the job of a copy. It can be interrupted at any point and goes on
@@ -31,8 +38,13 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return err
 	}
+	var p *puller
 	if !c.State.Terminal() {
-		err = r.pull(ctx, run, c)
+		p = newPuller(run, c)
+		err = r.pull(ctx, p)
+		if ctx.Err() == nil && err != nil {
+			err = p.patience(err, r.copies.Patience)
+		}
 		if retry(ctx, err) {
 			return err
 		}
@@ -43,7 +55,7 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 				if err := run.Check(tx); err != nil {
 					return err
 				}
-				return endCopy(tx, id, snapferry.CopyFailed, err)
+				return r.endCopy(tx, id, endingOf(err), err)
 			})
 			if err2 != nil {
 				return again(err2)
@@ -62,11 +74,50 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			return err2
 		}
 	}
+	if err2 := r.meterCopy(ctx, id, movedBy(p, run.Job)); err2 != nil {
+		return again(err2)
+	}
 	if rerr := r.releaseOf(ctx, id); rerr != nil {
 		r.log.WarnContext(ctx, "a pin could not be released yet", "copy", id, "err", rerr)
 		return again(rerr)
 	}
 	return err
+}
+
+// movedBy is what a copy has moved, over all its runs.
+func movedBy(p *puller, j job.Job) int64 {
+	if p != nil {
+		return p.counts().Moved
+	}
+	return readProgress(j).Moved
+}
+
+func readProgress(j job.Job) (p copyProgress) {
+	if j.Progress != "" {
+		// What cannot be read counts as nothing: only figures are lost.
+		_ = json.Unmarshal([]byte(j.Progress), &p)
+	}
+	return p
+}
+
+// An ended error says why a copy ended.
+type endedError struct {
+	error
+	ending snapferry.Ending
+}
+
+func (e *endedError) Unwrap() error { return e.error }
+
+// endingOf is why a copy ends that ended in err.
+func endingOf(err error) snapferry.Ending {
+	var e *endedError
+	switch {
+	case errors.As(err, &e):
+		return e.ending
+	case snapferry.IsKind(err, snapferry.Cancelled):
+		return snapferry.EndedCancelled
+	}
+	return snapferry.EndedFailed
 }
 
 // failureOf is the error with which an earlier run ended a copy.
@@ -131,74 +182,25 @@ func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
 	return err
 }
 
-// enqueueCopy adds the job of a copy, unless an earlier copy of the same
-// lineage is active: one runs after the other, and each wakes the next.
-func enqueueCopy(tx *meta.Tx, volume snapferry.VolumeID, c meta.Copy) error {
-	first, ok, err := firstActive(tx, volume)
-	if err != nil || !ok || first.ID != c.ID {
-		return err
-	}
-	return job.Enqueue(tx, job.Job{Kind: jobCopy, Account: c.Account, Subject: string(c.Snapshot), Payload: string(c.ID)})
-}
-
-// wakeNext gives the copy that waited for one that has ended its job.
-func wakeNext(tx *meta.Tx, ended meta.Copy) error {
-	if ended.Snapshot == "" {
-		return nil
-	}
-	s, err := tx.Snapshot(ended.Snapshot)
-	if err != nil {
-		return err
-	}
-	next, ok, err := firstActive(tx, s.VolumeID)
-	if err != nil || !ok {
-		return err
-	}
-	if jobs, err := tx.JobsOf(string(next.Snapshot)); err != nil || len(jobs) > 0 {
-		return err
-	}
-	return enqueueCopy(tx, s.VolumeID, next)
-}
-
-// firstActive returns the oldest copy of a lineage that has not ended.
-func firstActive(tx *meta.Tx, volume snapferry.VolumeID) (c meta.Copy, ok bool, err error) {
-	active, err := tx.ActiveCopies()
-	if err != nil {
-		return c, false, err
-	}
-	for _, c := range active {
-		if c.Reserved {
-			continue
-		}
-		s, err := tx.Snapshot(c.Snapshot)
-		if err != nil || s.VolumeID == volume {
-			return c, err == nil, err
-		}
-	}
-	return c, false, nil
-}
-
 // pull moves the content and seals the version.
-func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
+func (r *Region) pull(ctx context.Context, p *puller) error {
+	run, c := p.run, p.copy
 	s, err := r.snapshotRow(ctx, c.Snapshot)
 	if err != nil {
 		return err
 	}
-	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyPlanning); err != nil {
+	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyPlanning, nil); err != nil {
 		return err
 	}
-	from, err := r.remote(ctx, c.Source.Region, c.Account)
-	if err != nil {
-		return err
-	}
-	d, err := from.Describe(ctx, c.Source.Snapshot)
+	r.setRunning(s.ID, &running{started: p.pulse.base, total: p.total, done: p.done, counts: p.counts, pull: p})
+	defer r.setRunning(s.ID, nil)
+	from, d, err := r.sourceOf(ctx, c)
 	if err != nil {
 		return err
 	}
 	if err := r.rebase(ctx, run, c, d); err != nil {
 		return err
 	}
-	p := newPuller(run, d.Present)
 	p.early = r.earlyOf(s.Version)
 	fence := func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
@@ -215,14 +217,11 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 		return err
 	}
 	defer w.Close()
-	p.begin(w)
-	x := &running{started: time.Now(), total: d.Present, done: p.done, counts: p.counts}
-	r.setRunning(s.ID, x)
-	defer r.setRunning(s.ID, nil)
-	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyMoving); err != nil {
-		return err
+	p.begin(w, d.Present)
+	source := paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), r.limits.chain(r.name, &c), p.pulse}
+	if err := r.planCopyRun(ctx, p, source, d, s.Parent); err != nil {
+		return r.blame(ctx, c, err)
 	}
-	source := from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})
 	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle}
 	if r.files.Caches != nil {
 		defer r.files.Caches.Hold(s.Version)()
@@ -230,14 +229,31 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 	}
 	err = transfer.Run(ctx, cfg)
 	if err != nil {
-		if ctx.Err() != nil || snapferry.IsKind(err, snapferry.Unavailable) {
+		if ctx.Err() != nil || passes(err) {
 			// What has arrived is kept for the next run, if it can be.
 			_ = w.Checkpoint(context.WithoutCancel(ctx))
 			p.report()
 		}
+		return r.blame(ctx, c, err)
+	}
+	return r.commitCopy(ctx, p, w, s, d)
+}
+
+// planCopyRun finds out what is to cross in this run, and begins to move it.
+func (r *Region) planCopyRun(ctx context.Context, p *puller, source transfer.Source, d transfer.Description, base snapferry.SnapshotID) error {
+	planner := transfer.Planner{Info: d.Info, Source: source, Base: p.w.Base()}
+	if err := planner.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return err
 	}
-	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyCommitting); err != nil {
+	plan := planned(d.Info, planner.Totals, base, p.copy.Full)
+	p.expect(plan.MoveBytes)
+	return r.moveCopy(ctx, p.run, p.copy.ID, snapferry.CopyMoving, &plan)
+}
+
+// commitCopy seals the version, and makes the snapshot ready.
+func (r *Region) commitCopy(ctx context.Context, p *puller, w *vault.Writer, s meta.Snapshot, d transfer.Description) error {
+	id := p.copy.ID
+	if err := r.moveCopy(ctx, p.run, id, snapferry.CopyCommitting, nil); err != nil {
 		return err
 	}
 	holds, err := r.baseHolds(ctx, s.Version)
@@ -253,13 +269,13 @@ func (r *Region) pull(ctx context.Context, run *job.Run, c meta.Copy) error {
 			if err := r.settleReady(tx, s.ID, done, counts); err != nil {
 				return err
 			}
-			if err := meter(tx, s.Account, "received", s.ID, counts.Moved); err != nil {
-				return err
-			}
 			if err := wakeHeads(tx, s.Version, len(holds)); err != nil {
 				return err
 			}
-			return endCopy(tx, c.ID, snapferry.CopyDone, nil)
+			if err := r.endCopy(tx, id, snapferry.EndedDone, nil); err != nil {
+				return err
+			}
+			return meterCopy(tx, id, counts.Moved)
 		},
 	})
 	if err == nil {
@@ -349,40 +365,113 @@ func (r *Region) rebase(ctx context.Context, run *job.Run, c meta.Copy, d transf
 // A puller counts what a copy does, over all its runs.
 type puller struct {
 	run   *job.Run
-	total int64
+	copy  meta.Copy
 	stats transfer.Stats
 	seen  copyProgress // of earlier runs, as the last heartbeat saw them
 	early *early       // what volumes read ahead of the copy
+	pulse *pulse
+	rate  estimator // of the bytes that cross
 
-	mu      sync.Mutex
-	w       *vault.Writer    // guarded by mu, like all that follows
-	prior   snapferry.Counts // of earlier runs, as far as it was durable
-	before  int64            // plain bytes that arrived in earlier runs
-	pending map[uint64]int64 // blocks of leaves that ended and are not durable yet
-	settled int64            // blocks durable
-	shown   int64            // plain bytes, the most ever shown
+	mu       sync.Mutex
+	total    int64 // plain bytes to settle; guarded by mu, like all that follows
+	w        *vault.Writer
+	prior    snapferry.Counts // of earlier runs, as far as it was durable
+	before   int64            // plain bytes that arrived in earlier runs
+	pending  map[uint64]int64 // blocks of leaves that ended and are not durable yet
+	settled  int64            // blocks durable
+	shown    int64            // plain bytes, the most ever shown
+	expected int64            // bytes that are to cross, with those of earlier runs; 0: not known yet
 }
 
-func newPuller(run *job.Run, total int64) *puller {
-	p := &puller{run: run, total: total, pending: map[uint64]int64{}}
-	if run.Job.Progress != "" {
-		// What cannot be read counts as nothing: only figures are lost.
-		_ = json.Unmarshal([]byte(run.Job.Progress), &p.seen)
-	}
-	p.shown = p.seen.Done
+func newPuller(run *job.Run, c meta.Copy) *puller {
+	p := &puller{run: run, copy: c, pending: map[uint64]int64{}, seen: readProgress(run.Job), pulse: newPulse()}
+	p.shown, p.total = p.seen.Done, p.seen.Total
+	p.prior.Moved, p.before = p.seen.Moved, p.seen.Received
 	return p
 }
 
 // begin takes over what the writer's checkpoint remembers. What arrived after
 // that checkpoint was lost and has to come again.
-func (p *puller) begin(w *vault.Writer) {
+func (p *puller) begin(w *vault.Writer, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.w, p.prior = w, w.Prior()
+	p.w, p.prior, p.total = w, w.Prior(), total
 	p.before = max(p.seen.Received, p.prior.Changed+p.prior.Repeated)
 	p.prior.Repeated = p.before - p.prior.Changed
 	p.prior.Moved = max(p.prior.Moved, p.seen.Moved)
 	p.shown = max(p.shown, p.clip(p.prior.Changed+p.prior.Reused))
+}
+
+// expect notes how many bytes are to cross in this run.
+func (p *puller) expect(bytes int64) {
+	moved := p.counts().Moved
+	p.mu.Lock()
+	p.expected = moved + bytes
+	p.mu.Unlock()
+	p.report()
+}
+
+// toMove is how many bytes are still to cross.
+func (p *puller) toMove() int64 {
+	moved := p.counts().Moved
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.expected == 0 {
+		return p.seen.ToMove
+	}
+	return max(p.expected-moved, 0)
+}
+
+// came reports whether something has come in this run.
+func (p *puller) came() bool { return p.pulse.last.Load() > 0 }
+
+// ends returns when the copy will end, if it goes on as it does.
+func (p *puller) ends(now time.Time) *snapferry.Span {
+	p.rate.add(now, p.counts().Moved)
+	return p.rate.ends(now, p.toMove())
+}
+
+// show adds what is known of a copy to its progress.
+func (p *puller) show(x *snapferry.Progress) {
+	now, counts := time.Now(), p.counts()
+	x.Reused, x.Moved, x.ToMove = counts.Reused, counts.Moved, p.toMove()
+	x.Ends = p.ends(now)
+	x.MoveRate = p.rate.recent(now)
+	if x.Stalled = p.pulse.stalled(p.copy.Source.Region, now); x.Stalled != nil {
+		x.Ends, x.Rate, x.MoveRate = nil, 0, 0
+	}
+}
+
+// patience makes an error final that passes, when nothing has come for too long,
+// and says when there is no room that it is tried again.
+func (p *puller) patience(err error, limit time.Duration) error {
+	if !passes(err) {
+		return err
+	}
+	idle := p.seen.Idle + time.Since(p.pulse.base) + p.run.Wait()
+	if p.came() {
+		idle = 0
+		p.run.Advanced()
+	}
+	p.mu.Lock()
+	p.seen.Idle = idle
+	p.mu.Unlock()
+	p.report()
+	full := snapferry.IsKind(err, snapferry.Full)
+	switch {
+	case idle > limit && full:
+		return &endedError{snapferry.Errorf(snapferry.Full, "there was no room for %v: %w", limit, err), snapferry.EndedFull}
+	case idle > limit:
+		return &endedError{snapferry.Errorf(snapferry.NotFound, "nothing has come from region %s for %v: %w", p.copy.Source.Region, limit, err), snapferry.EndedSourceLost}
+	case full:
+		return snapferry.Errorf(snapferry.Unavailable, "there is no room: %w", err)
+	}
+	return err
+}
+
+// passes reports whether an error of a copy may pass.
+func passes(err error) bool {
+	return snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.Full)
 }
 
 // clip keeps what is shown below the total: that is reached by the commit.
@@ -417,7 +506,16 @@ func (p *puller) durable(set extent.Set) {
 
 // report gives the heartbeat what it is to remember.
 func (p *puller) report() {
-	p.run.Progress(copyProgress{Done: p.done(), Moved: p.counts().Moved, Received: p.received()})
+	x := copyProgress{Done: p.done(), Received: p.received(), ToMove: p.toMove()}
+	counts := p.counts()
+	x.Moved, x.Reused = counts.Moved, counts.Reused
+	p.mu.Lock()
+	x.Total, x.Idle, x.Last = p.total, p.seen.Idle, p.seen.Last
+	p.mu.Unlock()
+	if p.came() {
+		x.Last = p.pulse.base.Add(time.Duration(p.pulse.last.Load()))
+	}
+	p.run.Progress(x)
 }
 
 // received is all plain bytes that ever arrived, as far as that is known.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -12,11 +13,23 @@ import (
 // PlanCopy says what a copy would do now, without doing it: what moves, what
 // is reused, and why.
 func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Plan, error) {
+	if err := req.checkCopy(); err != nil {
+		return snapferry.Plan{}, err
+	}
 	from, err := r.remote(ctx, req.From, account)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
 	d, err := from.Describe(ctx, req.Source)
+	if err != nil {
+		return snapferry.Plan{}, err
+	}
+	return r.planOf(ctx, account, req, d)
+}
+
+// planOf is the plan of a copy of what was described.
+func (r *Region) planOf(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (snapferry.Plan, error) {
+	from, err := r.remote(ctx, req.From, account)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
@@ -29,13 +42,19 @@ func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req 
 	if err := p.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return snapferry.Plan{}, err
 	}
-	t := p.Totals
+	plan := planned(d.Info, p.Totals, snap, req.Full)
+	plan.Time = r.timeOf(account, req, plan.MoveBytes, time.Now())
+	return plan, nil
+}
+
+// planned is a plan with its reason.
+func planned(d transfer.Info, t transfer.Totals, base snapferry.SnapshotID, full bool) snapferry.Plan {
 	plan := snapferry.Plan{
 		Size: d.Size, Digest: d.Digest, Present: d.Present, MoveBlocks: t.MoveBlocks, MoveBytes: t.MoveBytes,
-		ReuseBlocks: d.Present/snapferry.BlockSize - t.MoveBlocks, ChangedLeafs: t.Leafs, Base: snap,
+		ReuseBlocks: d.Present/snapferry.BlockSize - t.MoveBlocks, ChangedLeafs: t.Leafs, Base: base,
 	}
-	plan.Reason = planReason(req.Full, snap, plan)
-	return plan, nil
+	plan.Reason = planReason(full, base, plan)
+	return plan
 }
 
 func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {

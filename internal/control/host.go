@@ -129,7 +129,7 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 	if err != nil || pinned {
 		return transfer.Handle{Pin: id, Snapshot: p.Snapshot}, err
 	}
-	row := meta.Pin{ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now()}
+	row := meta.Pin{ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now(), Seen: time.Now()}
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: row.Created, Pin: &row}
 	err = h.vault.Hold(ctx, hold, func(tx *meta.Tx) error {
 		_, err := tx.InsertPin(row)
@@ -226,7 +226,7 @@ func (r *Region) finishDeletes(ctx context.Context) error {
 // a ready one of the account.
 func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) (transfer.Source, error) {
 	var version snapferry.VersionID
-	src := &versionSource{region: h.Region}
+	src := &versionSource{region: h.Region, pin: x.Pin}
 	err := h.db.View(ctx, func(tx *meta.Tx) error {
 		account, err := h.account(tx, c)
 		if err != nil {
@@ -267,14 +267,31 @@ type versionSource struct {
 	version  snapferry.VersionID
 	m        blockmap.Map
 	unpinned snapferry.SnapshotID // it may be deleted while it is read; empty: it is pinned
+	pin      string               // which may be broken
 }
 
 // because is why reading failed.
 func (s *versionSource) because(ctx context.Context, err error) error {
-	if err == nil || s.unpinned == "" || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
+	if s.unpinned == "" {
+		return s.region.broken(ctx, s.pin, err)
+	}
 	return s.region.deleted(ctx, s.unpinned, err)
+}
+
+// broken makes an error of reading what a pin keeps NotFound if that was broken
+// meanwhile.
+func (r *Region) broken(ctx context.Context, pin string, err error) error {
+	perr := r.db.View(ctx, func(tx *meta.Tx) error {
+		_, err := tx.Pin(pin)
+		return err
+	})
+	if snapferry.IsKind(perr, snapferry.NotFound) {
+		return snapferry.Errorf(snapferry.NotFound, "the pin %q was broken", pin)
+	}
+	return err
 }
 
 func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
@@ -337,7 +354,7 @@ func (f *versionFrames) Next() (transfer.Frame, error) {
 		}
 		var err error
 		if f.frames, err = f.reader.Read(f.ctx, f.source.m, leaf, part); err != nil {
-			return transfer.Frame{}, err
+			return transfer.Frame{}, f.source.because(f.ctx, err)
 		}
 	}
 	x := f.frames[0]
@@ -376,6 +393,10 @@ func (l *local) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error
 
 func (l *local) Release(ctx context.Context, h transfer.Handle) error {
 	return l.host().Release(ctx, l.caller, h)
+}
+
+func (l *local) Pins(ctx context.Context, after string) ([]transfer.Held, error) {
+	return l.host().Pins(ctx, l.caller, after)
 }
 
 func (l *local) Source(h transfer.Handle) transfer.Source { return &localSource{l, h} }

@@ -386,6 +386,9 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 	if p.Copy == "" {
 		return nil
 	}
+	if err := r.meterDiscarded(ctx, p); err != nil {
+		return again(err)
+	}
 	return again(r.releaseOf(ctx, p.Copy))
 }
 

@@ -35,11 +35,37 @@ func notFound(id snapferry.SnapshotID) error {
 // Snapshot returns a snapshot, with its progress while it is being made.
 func (r *Region) Snapshot(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) (snapferry.Snapshot, error) {
 	var s meta.Snapshot
+	var out snapferry.Snapshot
 	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-		s, err = own(tx, account, id)
+		if s, err = own(tx, account, id); err == nil {
+			out, err = r.shownIn(tx, s, nil)
+		}
 		return err
 	})
-	return r.shown(s), err
+	return out, err
+}
+
+// shownIn is a snapshot as users see it, with what other rows say of it; t may be
+// nil.
+func (r *Region) shownIn(tx *meta.Tx, s meta.Snapshot, t *turns) (snapferry.Snapshot, error) {
+	out := r.shown(s)
+	switch {
+	case s.State == snapferry.SnapshotDeleting:
+		pins, err := tx.PinsOf(s.ID)
+		for _, p := range pins {
+			out.PinnedBy = append(out.PinnedBy, snapferry.PinHolder{Region: p.Region, Copy: p.Copy})
+		}
+		return out, err
+	case s.State == snapferry.SnapshotCopying && s.Copy != "" && out.Progress == nil:
+		c, err := tx.Copy(s.Copy)
+		if err != nil {
+			return out, err
+		}
+		x, err := r.shownCopy(tx, c, t)
+		out.Progress, out.Queue = x.Progress, x.Queue
+		return out, err
+	}
+	return out, nil
 }
 
 // shown is a snapshot as users see it.
@@ -68,7 +94,7 @@ type Filter struct {
 
 // Snapshots lists the account's snapshots, newest first.
 func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f Filter) ([]snapferry.Snapshot, error) {
-	var rows []meta.Snapshot
+	out := []snapferry.Snapshot{}
 	err := r.db.View(ctx, func(tx *meta.Tx) error {
 		mf := meta.SnapshotFilter{Volume: f.Volume, State: f.State, Limit: f.Limit}
 		if f.After != "" {
@@ -82,18 +108,26 @@ func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f F
 			}
 			mf.After = meta.Cursor{Created: after.Created, ID: after.ID}
 		}
-		var err error
-		rows, err = tx.Snapshots(account, mf)
-		return err
+		rows, err := tx.Snapshots(account, mf)
+		if err != nil {
+			return err
+		}
+		var t *turns
+		for _, s := range rows {
+			if s.State == snapferry.SnapshotCopying && t == nil {
+				if t, err = r.turns(tx); err != nil {
+					return err
+				}
+			}
+			x, err := r.shownIn(tx, s, t)
+			if err != nil {
+				return err
+			}
+			out = append(out, x)
+		}
+		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]snapferry.Snapshot, 0, len(rows))
-	for _, s := range rows {
-		out = append(out, r.shown(s))
-	}
-	return out, nil
+	return out, err
 }
 
 // progressTick is how often a wait looks at progress that is not in the
@@ -134,7 +168,8 @@ func (r *Region) Delete(ctx context.Context, account snapferry.AccountID, id sna
 	return r.delete(ctx, account, id, false)
 }
 
-// Abandon is Delete, and puts volumes that depend on the copy into error.
+// Abandon is Delete, and puts volumes that depend on the copy into error, or breaks
+// the pins of copies in other regions, which fail.
 func (r *Region) Abandon(ctx context.Context, account snapferry.AccountID, id snapferry.SnapshotID) error {
 	return r.delete(ctx, account, id, true)
 }
@@ -153,6 +188,13 @@ func (r *Region) delete(ctx context.Context, account snapferry.AccountID, id sna
 	switch {
 	case err != nil:
 		return err
+	case force && len(pins) > 0:
+		if err := r.breakPins(ctx, account, pins); err != nil {
+			return err
+		}
+		if s.State == snapferry.SnapshotDeleting {
+			return Host{r}.finishDelete(ctx, id)
+		}
 	case s.State == snapferry.SnapshotDeleting:
 		return nil
 	case !s.State.Settled():
@@ -276,7 +318,7 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 		}
 		if now.Copy != "" {
 			reason := snapferry.Errorf(snapferry.Cancelled, "the snapshot was deleted while it was being copied")
-			if err := endCopy(tx, now.Copy, snapferry.CopyCancelled, reason); err != nil {
+			if err := r.endCopy(tx, now.Copy, snapferry.EndedCancelled, reason); err != nil {
 				return err
 			}
 		}

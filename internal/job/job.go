@@ -32,6 +32,7 @@ type Job = meta.Job
 const (
 	Work   = iota // what users asked for and wait for
 	Upkeep        // what the region does for itself: deletion, compaction, ...
+	Copies        // copies whose turn has come
 	lanes
 )
 
@@ -78,6 +79,7 @@ type Config struct {
 	Poll    time.Duration // how often to look without being woken; a third of the lease, at most 5 s, when 0
 	Workers int           // jobs of users at a time; 4 when 0
 	Upkeep  int           // jobs of upkeep at a time; 2 when 0
+	Copies  int           // copies at a time; 32 when 0
 	Log     *slog.Logger  // nil: none
 }
 
@@ -103,6 +105,9 @@ func New(db *meta.DB, cfg Config) *Queue {
 	}
 	if cfg.Upkeep <= 0 {
 		cfg.Upkeep = 2
+	}
+	if cfg.Copies <= 0 {
+		cfg.Copies = 32
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -140,6 +145,13 @@ func (r *Run) Progress(p any) {
 	defer r.mu.Unlock()
 	r.progress, r.fresh = string(text), true
 }
+
+// Advanced says that the run, whatever it will return, has come further: it counts
+// as the first attempt. It is for the handler alone.
+func (r *Run) Advanced() { r.Job.Attempts = 0 }
+
+// Wait is how long the job will wait if the handler returns Unavailable.
+func (r *Run) Wait() time.Duration { return backoff(r.Job.Attempts + 1) }
 
 // Check is the fence: it returns Conflict when the run's lease was lost, so
 // that the transaction does not commit.

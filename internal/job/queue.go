@@ -145,7 +145,7 @@ func (q *Queue) owned(id snapferry.JobID, token uint64) *Run {
 
 // claim makes as many jobs ours as there are free workers.
 func (q *Queue) claim(ctx context.Context) []Job {
-	free := [lanes]int{Work: q.cfg.Workers, Upkeep: q.cfg.Upkeep}
+	free := [lanes]int{Work: q.cfg.Workers, Upkeep: q.cfg.Upkeep, Copies: q.cfg.Copies}
 	q.mu.Lock()
 	for _, r := range q.runs {
 		free[r.Job.Lane]--

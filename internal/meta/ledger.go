@@ -17,15 +17,38 @@ func (tx *Tx) Request(account snapferry.AccountID, token string) (Request, error
 
 // AddUsage adds a metered fact.
 func (tx *Tx) AddUsage(u Usage) error {
-	return tx.run(usageInsert, []any{string(u.Account), u.Kind, u.Subject, u.Bytes, millis(u.At)}, "add usage of %s", u.Subject)
+	return tx.run(usageInsert, []any{string(u.Account), u.Kind, u.Subject, u.Bytes, millis(u.At), string(u.Copy), string(u.Outcome)}, "add usage of %s", u.Subject)
+}
+
+func scanUsage(r scanner, u *Usage) error {
+	return r.Scan(&u.ID, &u.Account, &u.Kind, &u.Subject, &u.Bytes, timeColumn{&u.At}, &u.Copy, &u.Outcome)
 }
 
 // Usage returns the metered facts about a subject, in the order they were
 // added.
 func (tx *Tx) Usage(subject string) ([]Usage, error) {
-	return list(tx, usageOfSubject, func(r scanner, u *Usage) error {
-		return r.Scan(&u.ID, &u.Account, &u.Kind, &u.Subject, &u.Bytes, timeColumn{&u.At})
-	}, "usage", subject)
+	return list(tx, usageOfSubject, scanUsage, "usage", subject)
+}
+
+// UsageOf returns the metered facts of an account that were added after the one
+// with an id, at most limit (0: all).
+func (tx *Tx) UsageOf(account snapferry.AccountID, after int64, limit int) ([]Usage, error) {
+	return list(tx, usageOfAccount, scanUsage, "usage", string(account), after, orAll(limit))
+}
+
+// PutLimit sets what may cross for a scope.
+func (tx *Tx) PutLimit(l Limit) error {
+	return tx.run(limitPut, []any{l.Scope, l.Value, millis(l.Set)}, "set the limit of %s", l.Scope)
+}
+
+// DeleteLimit takes the limit of a scope away; what is not there is no error.
+func (tx *Tx) DeleteLimit(scope string) error {
+	return tx.run(limitDelete, []any{scope}, "take away the limit of %s", scope)
+}
+
+// Limits returns all limits, by scope.
+func (tx *Tx) Limits() ([]Limit, error) {
+	return list(tx, limitList, func(r scanner, l *Limit) error { return r.Scan(&l.Scope, &l.Value, timeColumn{&l.Set}) }, "limits")
 }
 
 // AddAudit adds a line of who did what.

@@ -198,8 +198,8 @@ type Copy struct {
 	Reserved bool                // not visible yet
 	Base     snapferry.VersionID // version here that it is incremental on; zero: none
 	Pin      string              // id of the pin at the source
-	Created  time.Time
-	Finished time.Time
+	VolumeID snapferry.VolumeID  // the lineage here; empty while it is reserved
+	Metered  bool                // what it moved stands in the usage records
 }
 
 // Pin is a hold that another region keeps on a snapshot here.
@@ -211,6 +211,14 @@ type Pin struct {
 	Incarnation uint64               // of that region
 	Copy        snapferry.CopyID     // of that region
 	Created     time.Time
+	Seen        time.Time // when that copy was last heard of
+}
+
+// Limit is what may cross between regions.
+type Limit struct {
+	Scope string // of what, see package control
+	Value string // JSON
+	Set   time.Time
 }
 
 // Job is a piece of durable background work. Package job gives it meaning.
@@ -252,6 +260,8 @@ type Usage struct {
 	Subject string
 	Bytes   int64
 	At      time.Time
+	Copy    snapferry.CopyID // that it is about, if it is about one
+	Outcome snapferry.Ending // of that copy; empty: nothing of the kind
 }
 
 // Audit is one line of who did what.

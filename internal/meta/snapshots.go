@@ -102,7 +102,8 @@ func (tx *Tx) SnapshotsOfVersion(version snapferry.VersionID) ([]Snapshot, error
 
 func scanCopy(r scanner, c *Copy) error {
 	return r.Scan(&c.ID, &c.Account, &c.Snapshot, &c.Source.Region, &c.Source.Snapshot, &c.State, &c.Reserved, &c.Full, hexColumn{c.Base[:]}, &c.Pin,
-		jsonColumn{&c.Plan}, &c.Reason, timeColumn{&c.Created}, timeColumn{&c.Finished})
+		jsonColumn{&c.Plan}, &c.Reason, timeColumn{&c.Created}, timeColumn{&c.Finished},
+		&c.VolumeID, timeColumn{&c.Started}, timeColumn{&c.Deadline}, &c.Late, &c.Rate, &c.Ending, &c.Metered)
 }
 
 func planText(p *snapferry.Plan) string {
@@ -117,6 +118,7 @@ func (tx *Tx) InsertCopy(c Copy) error {
 	return tx.run(copyInsert, []any{
 		string(c.ID), string(c.Account), string(c.Snapshot), string(c.Source.Region), string(c.Source.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full),
 		hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Created), millis(c.Finished),
+		string(c.VolumeID), millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
 	}, "add copy %s", c.ID)
 }
 
@@ -137,12 +139,30 @@ func (tx *Tx) UpdateCopy(c Copy) error {
 	}
 	return tx.one(copyUpdate, []any{
 		string(c.ID), string(old.State), string(c.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full), hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Finished),
+		string(c.VolumeID), millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
 	}, "copy", c.ID)
 }
 
 // CopyOfSnapshot returns the copy that makes or made a snapshot.
 func (tx *Tx) CopyOfSnapshot(id snapferry.SnapshotID) (Copy, error) {
 	return get(tx, copyOfSnapshot, scanCopy, "copy for snapshot", id, string(id))
+}
+
+// CopyFilter says which copies to list; zero fields do not filter.
+type CopyFilter struct {
+	Active bool // only those that have not ended
+	Limit  int  // at most so many; 0: all
+	After  Copy // those that follow this one; its time and id matter
+}
+
+// Copies lists the copies of an account, newest first. Those that are only
+// reserved are left out.
+func (tx *Tx) Copies(account snapferry.AccountID, f CopyFilter) ([]Copy, error) {
+	before := int64(math.MaxInt64)
+	if f.After.ID != "" {
+		before = millis(f.After.Created)
+	}
+	return list(tx, copiesOfAccount, scanCopy, "copies", string(account), before, string(f.After.ID), truth(f.Active), orAll(f.Limit))
 }
 
 // ActiveCopies returns the copies that are not in a final state, those that
@@ -152,14 +172,14 @@ func (tx *Tx) ActiveCopies() ([]Copy, error) {
 }
 
 func scanPin(r scanner, p *Pin) error {
-	return r.Scan(&p.ID, &p.Snapshot, hexColumn{p.Version[:]}, &p.Region, &p.Incarnation, &p.Copy, timeColumn{&p.Created})
+	return r.Scan(&p.ID, &p.Snapshot, hexColumn{p.Version[:]}, &p.Region, &p.Incarnation, &p.Copy, timeColumn{&p.Created}, timeColumn{&p.Seen})
 }
 
 // InsertPin adds a pin and returns it, or the one that the same copy already
 // has here; a Conflict when that one is on another snapshot.
 func (tx *Tx) InsertPin(p Pin) (Pin, error) {
 	err := tx.run(pinInsert, []any{
-		p.ID, string(p.Snapshot), hexOrNull(p.Version), string(p.Region), p.Incarnation, string(p.Copy), millis(p.Created),
+		p.ID, string(p.Snapshot), hexOrNull(p.Version), string(p.Region), p.Incarnation, string(p.Copy), millis(p.Created), millis(p.Seen),
 	}, "pin snapshot %s", p.Snapshot)
 	if err != nil {
 		return Pin{}, err
@@ -169,6 +189,11 @@ func (tx *Tx) InsertPin(p Pin) (Pin, error) {
 		return Pin{}, snapferry.Errorf(snapferry.Conflict, "pin snapshot %s: copy %s has a pin on snapshot %s", p.Snapshot, p.Copy, have.Snapshot)
 	}
 	return have, err
+}
+
+// SeePin notes that the copy which holds a pin was heard of.
+func (tx *Tx) SeePin(id string, at time.Time) error {
+	return tx.run(pinSeen, []any{id, millis(at)}, "note that pin %s is in use", id)
 }
 
 // Pin returns a pin by its id.

@@ -98,8 +98,10 @@ const (
 	copyGet
 	copyUpdate
 	copyOfSnapshot
+	copiesOfAccount
 	copiesActive
 	pinInsert
+	pinSeen
 	pinGet
 	pinByCopy
 	pinDelete
@@ -122,6 +124,10 @@ const (
 	requestGet
 	usageInsert
 	usageOfSubject
+	usageOfAccount
+	limitPut
+	limitDelete
+	limitList
 	auditInsert
 	auditOfSubject
 	volumeMove
@@ -176,10 +182,12 @@ const (
 	checkpointColumns = `version, root, finished, counts, updated`
 	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
 		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted`
-	copyColumns   = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished`
+	copyColumns = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished, ` +
+		`volume, started, deadline, late, rate, ending, metered`
 	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
-	pinColumns    = `id, snapshot, version, region, incarnation, copy, created`
+	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome`
+	pinColumns    = `id, snapshot, version, region, incarnation, copy, created, seen`
 	// notOpen says of an object o that no segment there is of an open version.
 	notOpen    = `NOT EXISTS (SELECT 1 FROM segments s JOIN versions v ON v.id = s.version WHERE s.object = o.name AND v.state = 'open')`
 	jobColumns = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
@@ -301,14 +309,18 @@ var statementText = [numStatements]string{
 		ORDER BY s.created DESC, s.id DESC LIMIT $7`,
 	snapshotsOfVersion: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.version = $1 ORDER BY s.created DESC, s.id DESC`,
 
-	copyInsert: `INSERT INTO copies (` + copyColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-	copyGet:    `SELECT ` + copyColumns + ` FROM copies WHERE id = $1`,
-	copyUpdate: `UPDATE copies SET snapshot = $3, state = $4, reserved = $5, "full" = $6, base = $7, pin = $8, plan = $9, reason = $10, finished = $11
-		WHERE id = $1 AND state = $2`,
+	copyInsert: `INSERT INTO copies (` + copyColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+		$15, $16, $17, $18, $19, $20, $21)`,
+	copyGet: `SELECT ` + copyColumns + ` FROM copies WHERE id = $1`,
+	copyUpdate: `UPDATE copies SET snapshot = $3, state = $4, reserved = $5, "full" = $6, base = $7, pin = $8, plan = $9, reason = $10, finished = $11,
+		volume = $12, started = $13, deadline = $14, late = $15, rate = $16, ending = $17, metered = $18 WHERE id = $1 AND state = $2`,
 	copyOfSnapshot: `SELECT ` + copyColumns + ` FROM copies WHERE snapshot = $1 ORDER BY created DESC, id DESC LIMIT 1`,
-	copiesActive:   `SELECT ` + copyColumns + ` FROM copies WHERE state <> 'done' AND state <> 'failed' AND state <> 'cancelled' ORDER BY created, id`,
+	copiesOfAccount: `SELECT ` + copyColumns + ` FROM copies WHERE account = $1 AND reserved = 0 AND (created < $2 OR created = $2 AND id < $3)
+		AND ($4 = 0 OR state <> 'done' AND state <> 'failed' AND state <> 'cancelled') ORDER BY created DESC, id DESC LIMIT $5`,
+	copiesActive: `SELECT ` + copyColumns + ` FROM copies WHERE state <> 'done' AND state <> 'failed' AND state <> 'cancelled' ORDER BY created, id`,
 
-	pinInsert:      `INSERT INTO pins (` + pinColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (region, incarnation, copy) DO NOTHING`,
+	pinInsert:      `INSERT INTO pins (` + pinColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (region, incarnation, copy) DO NOTHING`,
+	pinSeen:        `UPDATE pins SET seen = $2 WHERE id = $1`,
 	pinGet:         `SELECT ` + pinColumns + ` FROM pins WHERE id = $1`,
 	pinByCopy:      `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 AND incarnation = $2 AND copy = $3`,
 	pinDelete:      `DELETE FROM pins WHERE id = $1`,
@@ -336,8 +348,12 @@ var statementText = [numStatements]string{
 	requestInsert: `INSERT INTO requests (account, token, operation, fingerprint, result, created) VALUES ($1, $2, $3, $4, $5, $6)`,
 	requestGet:    `SELECT account, token, operation, fingerprint, result, created FROM requests WHERE account = $1 AND token = $2`,
 
-	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at) VALUES ($1, $2, $3, $4, $5)`,
-	usageOfSubject: `SELECT id, account, kind, subject, bytes, at FROM usage WHERE subject = $1 ORDER BY id`,
+	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at, copy, outcome) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+	usageOfSubject: `SELECT ` + usageColumns + ` FROM usage WHERE subject = $1 ORDER BY id`,
+	usageOfAccount: `SELECT ` + usageColumns + ` FROM usage WHERE account = $1 AND id > $2 ORDER BY id LIMIT $3`,
+	limitPut:       `INSERT INTO limits (scope, value, set_at) VALUES ($1, $2, $3) ON CONFLICT (scope) DO UPDATE SET value = excluded.value, set_at = excluded.set_at`,
+	limitDelete:    `DELETE FROM limits WHERE scope = $1`,
+	limitList:      `SELECT scope, value, set_at FROM limits ORDER BY scope`,
 	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
 	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
 

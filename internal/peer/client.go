@@ -185,6 +185,19 @@ func (r *remote) Release(ctx context.Context, h transfer.Handle) error {
 	return r.ask(ctx, pathRelease, releaseRequest{h}, &struct{}{})
 }
 
+func (r *remote) Pins(ctx context.Context, after string) ([]transfer.Held, error) {
+	var x pinsReply
+	if err := r.ask(ctx, pathPins, pinsRequest{After: after}, &x); err != nil {
+		return nil, err
+	}
+	for i, p := range x.Pins {
+		if p.Pin <= after || i > 0 && p.Pin <= x.Pins[i-1].Pin {
+			return nil, snapferry.Errorf(snapferry.Corrupt, "region %s: its list of pins is not in order", r.region)
+		}
+	}
+	return x.Pins, nil
+}
+
 func (r *remote) Source(h transfer.Handle) transfer.Source { return &source{r, h} }
 
 type source struct {

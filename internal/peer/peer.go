@@ -28,6 +28,7 @@ const (
 	pathDescribe = "/peer/v1/describe"
 	pathPin      = "/peer/v1/pin"
 	pathRelease  = "/peer/v1/release"
+	pathPins     = "/peer/v1/pins"
 	pathNodes    = "/peer/v1/nodes"
 	pathBlocks   = "/peer/v1/blocks"
 
@@ -108,6 +109,14 @@ func (x description) decode() (d transfer.Description, err error) {
 
 type releaseRequest struct {
 	transfer.Handle
+}
+
+type pinsRequest struct {
+	After string `json:"after,omitempty"`
+}
+
+type pinsReply struct {
+	Pins []transfer.Held `json:"pins"`
 }
 
 type nodesRequest struct {

@@ -25,6 +25,7 @@ func Handler(h transfer.Host, log *slog.Logger) http.Handler {
 	mux.Handle("POST "+pathDescribe, s.handle(s.describe))
 	mux.Handle("POST "+pathPin, s.handle(s.pin))
 	mux.Handle("POST "+pathRelease, s.handle(s.release))
+	mux.Handle("POST "+pathPins, s.handle(s.pins))
 	mux.Handle("POST "+pathNodes, s.handle(s.nodes))
 	mux.Handle("POST "+pathBlocks, s.handle(s.blocks))
 	return mux
@@ -185,6 +186,15 @@ func (s *server) release(ctx context.Context, c transfer.Caller, body []byte) (r
 		return reply{}, err
 	}
 	return reply{value: struct{}{}}, s.host.Release(ctx, c, req.Handle)
+}
+
+func (s *server) pins(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {
+	var req pinsRequest
+	if err := decode(body, &req); err != nil {
+		return reply{}, err
+	}
+	held, err := s.host.Pins(ctx, c, req.After)
+	return reply{value: pinsReply{held}}, err
 }
 
 func (s *server) nodes(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {

@@ -93,6 +93,14 @@ func (d *direct) Release(ctx context.Context, x transfer.Handle) error {
 	return h.Release(ctx, d.caller, x)
 }
 
+func (d *direct) Pins(ctx context.Context, after string) ([]transfer.Held, error) {
+	h, _, err := d.host()
+	if err != nil {
+		return nil, err
+	}
+	return h.Pins(ctx, d.caller, after)
+}
+
 func (d *direct) Source(x transfer.Handle) transfer.Source { return &directSource{d, x} }
 
 type directSource struct {

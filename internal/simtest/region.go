@@ -46,6 +46,9 @@ type Options struct {
 	CacheBytes int64
 	// Exporter serves volumes; nil for none.
 	Exporter control.Exporter
+	// Copies, and Operators, are those of control.Config.
+	Copies    control.CopyConfig
+	Operators map[string]bool
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
@@ -163,6 +166,7 @@ func (r *Region) start() {
 		Volumes: volumes,
 
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,
+		Copies: r.opts.Copies, Operators: r.opts.Operators,
 	})
 	r.live.Store(r.Control)
 	ended := make(chan struct{})

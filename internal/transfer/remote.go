@@ -47,6 +47,12 @@ type Handle struct {
 	Snapshot snapferry.SnapshotID `json:"snapshot"`
 }
 
+// Held is a pin that a region holds in another.
+type Held struct {
+	Handle
+	Copy snapferry.CopyID `json:"copy"` // that it is for
+}
+
 // Caller is who asks over the connection between regions: a region, proven by
 // its certificate, on behalf of an account it names.
 type Caller struct {
@@ -60,6 +66,9 @@ type Remote interface {
 	Describe(ctx context.Context, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, p Pin) (handle Handle, err error)
 	Release(ctx context.Context, h Handle) error
+	// Pins lists, by id and not all at once, the pins of the region that asks which
+	// follow one; none is the end.
+	Pins(ctx context.Context, after string) ([]Held, error)
 	Source(h Handle) Source
 }
 
@@ -69,5 +78,6 @@ type Host interface {
 	Describe(ctx context.Context, c Caller, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, c Caller, p Pin) (handle Handle, err error)
 	Release(ctx context.Context, c Caller, h Handle) error
+	Pins(ctx context.Context, c Caller, after string) ([]Held, error)
 	Source(ctx context.Context, c Caller, h Handle) (Source, error)
 }

@@ -48,6 +48,14 @@ type Copies interface {
 	Copy(ctx context.Context, account snapferry.AccountID, req control.CopyRequest) (snapferry.Snapshot, error)
 	CopyOf(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID) (snapferry.Copy, error)
 	PlanCopy(ctx context.Context, account snapferry.AccountID, req control.CopyRequest) (snapferry.Plan, error)
+	Copies(ctx context.Context, account snapferry.AccountID, f control.CopyFilter) ([]snapferry.Copy, error)
+	SetCopyRate(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID, rate int64) (snapferry.Copy, error)
+	WatchCopy(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID, emit func(snapferry.Copy) error) error
+	Limits(ctx context.Context, account snapferry.AccountID) ([]snapferry.Limit, error)
+	SetLimit(ctx context.Context, account snapferry.AccountID, req control.LimitRequest) error
+	Pins(ctx context.Context, account snapferry.AccountID) ([]snapferry.Pin, error)
+	BreakPin(ctx context.Context, account snapferry.AccountID, id string) error
+	UsageRecords(ctx context.Context, account snapferry.AccountID, after int64, limit int) ([]snapferry.UsageRecord, error)
 }
 
 // Region is what the API stands on: a *control.Region.
@@ -156,6 +164,14 @@ func (a *api) operations() []wire.Operation {
 			Name: "CopySnapshot", Method: "POST", Path: "/v1/copies", Status: http.StatusCreated, Limit: maxLong, Decode: decodeCopy, Call: a.copySnapshot,
 		},
 		wire.Op[snapferry.CopyID, snapferry.Copy]{Name: "GetCopy", Method: "GET", Path: "/v1/copies/{id}", Decode: decodeCopyID, Call: a.getCopy},
+		wire.Op[control.CopyFilter, client.CopyList]{Name: "ListCopies", Method: "GET", Path: "/v1/copies", Decode: decodeCopyFilter, Call: a.listCopies},
+		wire.Op[rateQuery, snapferry.Copy]{Name: "SetCopyRate", Method: "POST", Path: "/v1/copies/{id}/rate", Decode: decodeRate, Call: a.setCopyRate},
+		wire.Stream[snapferry.CopyID, client.Event]{Name: "WatchCopy", Method: "GET", Path: "/v1/copies/{id}/watch", Decode: decodeCopyID, Open: a.watchCopy},
+		wire.Op[nothing, client.LimitList]{Name: "ListLimits", Method: "GET", Path: "/v1/limits", Decode: decodeNothing, Call: a.listLimits},
+		wire.Op[control.LimitRequest, nothing]{Name: "SetLimit", Method: "POST", Path: "/v1/limits", Status: http.StatusNoContent, Decode: decodeLimit, Call: a.setLimit},
+		wire.Op[nothing, client.PinList]{Name: "ListPins", Method: "GET", Path: "/v1/pins", Decode: decodeNothing, Call: a.listPins},
+		wire.Op[string, nothing]{Name: "BreakPin", Method: "DELETE", Path: "/v1/pins/{id}", Status: http.StatusNoContent, Decode: decodePin, Call: a.breakPin},
+		wire.Op[int64, client.UsageList]{Name: "ListUsage", Method: "GET", Path: "/v1/usage", Decode: decodeAfter, Call: a.listUsage},
 		wire.Op[control.CopyRequest, snapferry.Plan]{Name: "PlanCopy", Method: "POST", Path: "/v1/copies/plan", Limit: maxLong, Decode: decodeCopy, Call: a.planCopy},
 
 		wire.Stream[client.FsckRequest, client.Event]{Name: "Fsck", Method: "POST", Path: "/v1/fsck", Decode: decodeBody[client.FsckRequest], Open: a.fsck},

@@ -54,6 +54,7 @@ func Run(t *testing.T, place func(t testing.TB) Place) {
 		{"Snapshots", testSnapshots},
 		{"SnapshotList", testSnapshotList},
 		{"Copies", testCopies},
+		{"Limits", testLimits},
 		{"Pins", testPins},
 		{"Jobs", testJobs},
 		{"CancelJob", testCancelJob},
@@ -681,26 +682,57 @@ func testCopies(t *testing.T, p Place) {
 	c := meta.Copy{
 		Copy: snapferry.Copy{
 			ID: snapferry.NewCopyID(), Account: w.Account.ID, Snapshot: "snap-1", State: snapferry.CopyQueued,
-			Source: snapferry.CopySource{Region: "west", Snapshot: "snap-s"},
+			Source: snapferry.CopySource{Region: "west", Snapshot: "snap-s"}, Created: at(1), Rate: 7, Deadline: at(9),
 		},
-		Reserved: true, Created: at(1),
+		Reserved: true,
 	}
 	update(t, db, func(tx *meta.Tx) error { return tx.InsertCopy(c) })
 	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{c})
+	page := func(f meta.CopyFilter) []meta.Copy {
+		t.Helper()
+		return read(t, db, func(tx *meta.Tx) ([]meta.Copy, error) { return tx.Copies(w.Account.ID, f) })
+	}
+	same(t, "copies, one reserved", page(meta.CopyFilter{}), []meta.Copy{})
 	c.Reserved, c.Full, c.Base, c.Pin, c.State = false, true, snapferry.NewVersionID(), "pin-1", snapferry.CopyPlanning
+	c.VolumeID, c.Started, c.Rate, c.Late = w.Volume.ID, at(3), 8, true
 	c.Plan = &snapferry.Plan{Size: 5, Digest: digest.Digest{4}, Reason: "first of its volume"}
 	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
 	same(t, "copy", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.Copy(c.ID) }), c)
 	bad := c
 	bad.State = snapferry.CopyDone
 	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateCopy(bad) }), snapferry.Conflict)
-	c.State, c.Reason, c.Finished = snapferry.CopyFailed, "source lost", at(2)
+	same(t, "active page", page(meta.CopyFilter{Active: true}), []meta.Copy{c})
+	c.State, c.Reason, c.Finished, c.Ending, c.Metered = snapferry.CopyFailed, "source lost", at(2), snapferry.EndedSourceLost, true
 	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
 	same(t, "copy of the snapshot", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.CopyOfSnapshot("snap-1") }), c)
 	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{})
 	bad = c
 	bad.State = snapferry.CopyQueued
 	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.UpdateCopy(bad) }), snapferry.Conflict)
+	same(t, "active page", page(meta.CopyFilter{Active: true}), []meta.Copy{})
+	older := c
+	older.ID, older.Created = snapferry.NewCopyID(), at(0)
+	update(t, db, func(tx *meta.Tx) error { return tx.InsertCopy(older) })
+	same(t, "first page", page(meta.CopyFilter{Limit: 1}), []meta.Copy{c})
+	same(t, "second page", page(meta.CopyFilter{Limit: 1, After: c}), []meta.Copy{older})
+	same(t, "last page", page(meta.CopyFilter{Limit: 1, After: older}), []meta.Copy{})
+}
+
+func testLimits(t *testing.T, p Place) {
+	db := p.open(t)
+	limits := func() []meta.Limit { return read(t, db, (*meta.Tx).Limits) }
+	a, b := meta.Limit{Scope: "account/x", Value: "{}", Set: at(1)}, meta.Limit{Scope: "link/west", Value: `{"rate":5}`, Set: at(2)}
+	for _, l := range []meta.Limit{b, a} {
+		update(t, db, func(tx *meta.Tx) error { return tx.PutLimit(l) })
+	}
+	same(t, "limits", limits(), []meta.Limit{a, b})
+	b.Value, b.Set = `{"rate":6}`, at(3)
+	update(t, db, func(tx *meta.Tx) error { return tx.PutLimit(b) })
+	same(t, "changed", limits(), []meta.Limit{a, b})
+	for range 2 {
+		update(t, db, func(tx *meta.Tx) error { return tx.DeleteLimit(a.Scope) })
+	}
+	same(t, "one less", limits(), []meta.Limit{b})
 }
 
 func testPins(t *testing.T, p Place) {

@@ -1,0 +1,220 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/transfer"
+	"github.com/snapferry/snapferry/internal/vault"
+)
+
+// A pin ends when the copy that holds it releases it; when its region, asked by
+// itself at each start and every hour what it holds here, does not know the copy or
+// says that it has ended; or when somebody who may breaks it. It never ends by the
+// time that has passed: a region that cannot be reached may still need it.
+
+// heldAtOnce is how many pins one answer lists.
+const heldAtOnce = 1000
+
+// Pins lists the pins that the caller's region holds here, at most 1000 of those
+// that follow one.
+func (h Host) Pins(ctx context.Context, c transfer.Caller, after string) (all []transfer.Held, err error) {
+	if c.Region != h.name && h.peers[c.Region] == nil {
+		return nil, snapferry.Errorf(snapferry.Denied, "region %s does not know region %s", h.name, c.Region)
+	}
+	err = h.db.View(ctx, func(tx *meta.Tx) error {
+		rows, err := tx.AllPins()
+		for _, p := range rows {
+			if p.Region == c.Region && p.ID > after && len(all) < heldAtOnce {
+				all = append(all, transfer.Held{Handle: transfer.Handle{Pin: p.ID, Snapshot: p.Snapshot}, Copy: p.Copy})
+			}
+		}
+		return err
+	})
+	return all, err
+}
+
+// disownEvery is how often a region looks what it holds elsewhere.
+const disownEvery = time.Hour
+
+// disownAll releases, now and every hour until ctx ends, what this region holds in
+// others for copies that it does not make any more.
+func (r *Region) disownAll(ctx context.Context) {
+	tick := time.NewTicker(disownEvery)
+	defer tick.Stop()
+	for {
+		for name, as := range r.peers {
+			if err := r.disown(ctx, as("")); err != nil && ctx.Err() == nil {
+				r.log.DebugContext(ctx, "look what is held in another region", "region", name, "err", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// disown releases the pins of copies that have ended, or that nobody knows: an id is
+// in the metadata before its pin is asked for.
+func (r *Region) disown(ctx context.Context, from transfer.Remote) error {
+	for after := ""; ; {
+		held, err := from.Pins(ctx, after)
+		if err != nil || len(held) == 0 {
+			return err
+		}
+		for _, x := range held {
+			after = x.Pin
+			c, err := r.copyRow(ctx, x.Copy)
+			if err == nil && !c.State.Terminal() {
+				continue
+			}
+			if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+			if err := from.Release(ctx, x.Handle); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+			r.log.InfoContext(ctx, "released what a copy held that has ended", "copy", x.Copy, "pin", x.Pin, "snapshot", x.Snapshot)
+		}
+	}
+}
+
+// mayOperate reports, as Denied, that an account may not change what belongs to the
+// region.
+func (r *Region) mayOperate(tx *meta.Tx, account snapferry.AccountID) error {
+	a, err := tx.Account(account)
+	if err == nil && !r.operators[a.Name] {
+		err = snapferry.Errorf(snapferry.Denied, "account %s is not an operator of region %s", a.Name, r.name).
+			WithHint("give the account operator: true in the configuration of the region")
+	}
+	return err
+}
+
+// Pins lists what other regions hold here: of the account's snapshots, or of all for
+// an operator.
+func (r *Region) Pins(ctx context.Context, account snapferry.AccountID) ([]snapferry.Pin, error) {
+	pins := []snapferry.Pin{}
+	err := r.db.View(ctx, func(tx *meta.Tx) error {
+		all := r.mayOperate(tx, account) == nil
+		rows, err := tx.AllPins()
+		if err != nil {
+			return err
+		}
+		for _, p := range rows {
+			s, err := tx.Snapshot(p.Snapshot)
+			if err != nil {
+				return err
+			}
+			if all || s.Account == account {
+				pins = append(pins, snapferry.Pin{
+					ID: p.ID, Snapshot: p.Snapshot, Account: s.Account, Region: p.Region, Copy: p.Copy, Created: p.Created, Seen: p.Seen,
+					Deleting: s.State == snapferry.SnapshotDeleting,
+				})
+			}
+		}
+		return nil
+	})
+	return pins, err
+}
+
+// BreakPin takes a pin away from the region that holds it, for an operator: that
+// region is gone for ever. If it is not, its copy takes the pin again while the
+// snapshot is there, and fails when it is not.
+func (r *Region) BreakPin(ctx context.Context, account snapferry.AccountID, id string) error {
+	var p meta.Pin
+	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		if err = r.mayOperate(tx, account); err == nil {
+			p, err = tx.Pin(id)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.breakPin(ctx, account, p); err != nil {
+		return err
+	}
+	return Host{r}.finishDelete(ctx, p.Snapshot)
+}
+
+// breakPin ends a pin against the will of who holds it.
+func (r *Region) breakPin(ctx context.Context, account snapferry.AccountID, p meta.Pin) error {
+	hold := meta.Hold{Version: p.Version, Kind: vault.HoldPin, Owner: p.ID}
+	err := r.vault.Release(ctx, hold, func(tx *meta.Tx) error {
+		if err := tx.DeletePin(p.ID); err != nil {
+			return err
+		}
+		if err := audit(tx, account, "BreakPin", string(p.Snapshot), string(p.Region)+"/"+string(p.Copy)); err != nil {
+			return err
+		}
+		return freeAround(tx, p.Version)
+	})
+	return r.orRepair(ctx, p.Version, err)
+}
+
+// breakPins ends all pins of a snapshot.
+func (r *Region) breakPins(ctx context.Context, account snapferry.AccountID, pins []meta.Pin) error {
+	for _, p := range pins {
+		if err := r.breakPin(ctx, account, p); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sourceOf returns the region that a copy reads from, and what that says of the
+// source.
+func (r *Region) sourceOf(ctx context.Context, c meta.Copy) (from transfer.Remote, d transfer.Description, err error) {
+	if from, err = r.remote(ctx, c.Source.Region, c.Account); err != nil {
+		return nil, d, err
+	}
+	d, err = from.Describe(ctx, c.Source.Snapshot)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		err = &endedError{
+			snapferry.Errorf(snapferry.NotFound, "snapshot %s was deleted in region %s while it was being copied", c.Source.Snapshot, c.Source.Region),
+			snapferry.EndedSourceDeleted,
+		}
+	}
+	return from, d, err
+}
+
+// blame looks for the reason of an error that came while a copy was reading: when
+// its pin was broken, it takes a new one, if there is something left to pin.
+func (r *Region) blame(ctx context.Context, c meta.Copy, err error) error {
+	if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {
+		return err
+	}
+	from, _, gone := r.sourceOf(ctx, c)
+	if gone != nil {
+		return gone
+	}
+	for after := ""; ; {
+		held, err2 := from.Pins(ctx, after)
+		if err2 != nil {
+			return err2
+		}
+		for _, x := range held {
+			if after = x.Pin; x.Pin == c.Pin {
+				return err // it is not that
+			}
+		}
+		if len(held) == 0 {
+			break
+		}
+	}
+	var region meta.Region
+	if err2 := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		region, err = tx.Region()
+		return err
+	}); err2 != nil {
+		return err2
+	}
+	if _, err2 := from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation}); err2 != nil {
+		return err2
+	}
+	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
+}
