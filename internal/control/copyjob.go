@@ -27,7 +27,7 @@ type copyProgress struct {
 	ToMove   int64 `json:"to_move"`  // bytes that are still to come
 
 	Last time.Time     `json:"last,omitzero"` // when something came
-	Idle time.Duration `json:"idle"`          // how long runs and waits were in which nothing came
+	Idle time.Duration `json:"idle"`          // how long runs and waits were without an advance
 }
 
 // runCopy is the job of a copy. It can be interrupted at any point and goes on
@@ -425,6 +425,9 @@ func (p *puller) toMove() int64 {
 // came reports whether something has come in this run.
 func (p *puller) came() bool { return p.pulse.last.Load() > 0 }
 
+// advanced reports whether the run has made more durable than all before it.
+func (p *puller) advanced() bool { return p.done() > p.seen.Done }
+
 // ends returns when the copy will end, if it goes on as it does.
 func (p *puller) ends(now time.Time) *snapferry.Span {
 	p.rate.add(now, p.counts().Moved)
@@ -442,14 +445,14 @@ func (p *puller) show(x *snapferry.Progress) {
 	}
 }
 
-// patience makes an error final that passes, when nothing has come for too long,
-// and says when there is no room that it is tried again.
+// patience makes an error final that passes, when there was no advance for too
+// long, and one of a full bucket one that passes.
 func (p *puller) patience(err error, limit time.Duration) error {
 	if !passes(err) {
 		return err
 	}
 	idle := p.seen.Idle + time.Since(p.pulse.base) + p.run.Wait()
-	if p.came() {
+	if p.advanced() {
 		idle = 0
 		p.run.Advanced()
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -151,14 +152,14 @@ func shares(rate int64, needs []need, now time.Time) (of map[snapferry.CopyID]in
 	of = map[snapferry.CopyID]int64{}
 	free, least := float64(rate), float64(rate)/20
 	for _, n := range needs {
-		of[n.id] = int64(max(free, least))
+		of[n.id] = int64(math.Round(max(free, least)))
 		if left := n.deadline.Sub(now).Seconds(); left > 0 {
 			free -= margin * float64(n.bytes) / left
 		} else {
 			free = 0
 		}
 	}
-	return of, int64(max(free, least))
+	return of, int64(math.Round(max(free, least)))
 }
 
 // paceEvery is how often the region looks at its copies.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -78,25 +79,48 @@ func TestBucketFull(t *testing.T) {
 	a.Check(t, simtest.NoGarbage)
 }
 
-// TestCopyIntoFull copies into a region without room: the copy fails as full
-// and leaves nothing, there or at its source.
+// TestCopyIntoFull copies into a region without room: the copy waits, says why, and
+// goes on when there is room; when its patience ends it fails as full, and leaves
+// nothing, there or at its source.
 func TestCopyIntoFull(t *testing.T) {
-	quota := blobtest.NewQuota(memblob.New(), 1<<20)
-	w := newWorldOver(t, quota)
-	d := firstDisk()
-	s := w.imported(d)
-	c := w.copy(control.CopyRequest{Source: s.ID})
-	if c = w.settled(w.west, w.atWest, c.ID); c.State != snapferry.SnapshotFailed || !strings.Contains(c.Reason, "no room") {
-		t.Errorf("got %s (%s), want it failed", c.State, c.Reason)
+	for _, impatient := range []bool{false, true} {
+		quota := blobtest.NewQuota(memblob.New(), 1<<20)
+		w := newWorldWith(t, func(o *simtest.Options) {
+			o.Driver = quota
+			if impatient {
+				o.Copies.Patience = time.Nanosecond
+			}
+		})
+		d := firstDisk()
+		s := w.imported(d)
+		c := w.copy(control.CopyRequest{Source: s.ID})
+		if !impatient {
+			idle(t, w.west, "a run that found no room", func(tx *meta.Tx) (bool, error) {
+				jobs, err := tx.JobsOf(string(c.ID))
+				return err == nil && jobs[0].State == snapferry.JobQueued && jobs[0].Error != "", err
+			})
+			x, err := w.west.Control.CopyOf(t.Context(), w.atWest, c.Copy)
+			if err != nil || x.Progress == nil || x.Progress.Stalled == nil || !strings.Contains(x.Progress.Stalled.Cause, "there is no room") || x.Progress.Stalled.Again.IsZero() {
+				t.Errorf("a copy that found no room: got %+v, %v, want it stalled, to be tried again", x.Progress, err)
+			}
+			quota.Spare(1 << 30)
+			w.ready(c.ID, d)
+			w.check()
+			continue
+		}
+		if c = w.settled(w.west, w.atWest, c.ID); c.State != snapferry.SnapshotFailed || !strings.Contains(c.Reason, "no room") {
+			t.Errorf("got %s (%s), want it failed", c.State, c.Reason)
+		}
+		w.ended(c.Copy, snapferry.EndedFull, 0)
+		gone(t, w.west, c.ID)
+		noPins(t, w.east, s.ID)
+		if got := quota.Used(); got != 0 {
+			t.Errorf("a failed copy left %d bytes", got)
+		}
+		quota.Spare(1 << 30)
+		w.ready(w.copy(control.CopyRequest{Source: s.ID}).ID, d)
+		w.check()
 	}
-	gone(t, w.west, c.ID)
-	noPins(t, w.east, s.ID)
-	if got := quota.Used(); got != 0 {
-		t.Errorf("a failed copy left %d bytes", got)
-	}
-	quota.Spare(1 << 30)
-	w.ready(w.copy(control.CopyRequest{Source: s.ID}).ID, d)
-	w.check()
 }
 
 // meddler is a driver that does something at each put of an object.

@@ -1,0 +1,239 @@
+package control_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/internal/transfer"
+)
+
+// ended waits for a copy to end and wants it to have ended so, and its usage record
+// to say that and what it moved.
+func (w *world) ended(id snapferry.CopyID, want snapferry.Ending, least int64) snapferry.Copy {
+	w.t.Helper()
+	idle(w.t, w.west, "the end of the copy", func(tx *meta.Tx) (bool, error) {
+		c, err := tx.Copy(id)
+		return c.State.Terminal() && c.Metered, err
+	})
+	c, err := w.west.Control.CopyOf(w.t.Context(), w.atWest, id)
+	if err != nil || c.Ending != want {
+		w.t.Errorf("the copy: got ending %q (%s), %v, want %s", c.Ending, c.Reason, err, want)
+	}
+	records, err := w.west.Control.UsageRecords(w.t.Context(), w.atWest, 0, 1000)
+	records = slices.DeleteFunc(records, func(u snapferry.UsageRecord) bool { return u.Copy != id })
+	if err != nil || len(records) != 1 || records[0].Outcome != want || records[0].Subject != string(c.Snapshot) || records[0].Bytes < least {
+		w.t.Errorf("the usage records of the copy: got %+v, %v, want one with outcome %s and at least %d bytes", records, err, want, least)
+	}
+	return c
+}
+
+// TestForcedDelete deletes the source of a copy by force, while blocks are under
+// way, and while the copy waits for its turn: the copy ends with the one reason for
+// that, and nothing stays.
+func TestForcedDelete(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		w := newWorldWith(t, func(o *simtest.Options) { o.Copies.AtOnce = 1 })
+		d := firstDisk()
+		s := w.imported(d)
+		asked, open := w.shut()
+		var first snapferry.Snapshot
+		if waits {
+			first = w.copy(control.CopyRequest{Source: w.many(w.atEast, 1)[0]})
+			<-asked
+		}
+		c := w.copy(control.CopyRequest{Source: s.ID})
+		if !waits {
+			<-asked
+		}
+		if err := w.east.Control.Delete(t.Context(), w.atEast, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		got, err := w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
+		if err != nil || got.State != snapferry.SnapshotDeleting || !slices.Equal(got.PinnedBy, []snapferry.PinHolder{{Region: "west", Copy: c.Copy}}) {
+			t.Errorf("the pinned source: got %s, pinned by %v, %v, want deleting, pinned by %s", got.State, got.PinnedBy, err, c.Copy)
+		}
+		if err := w.east.Control.Abandon(t.Context(), w.atEast, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
+		wantKind(t, "the source that was deleted by force", err, snapferry.NotFound)
+		close(open)
+		x := w.ended(c.Copy, snapferry.EndedSourceDeleted, 0)
+		if !strings.Contains(x.Reason, "was deleted in region east while it was being copied") {
+			t.Errorf("got reason %q", x.Reason)
+		}
+		if got := w.settled(w.west, w.atWest, c.ID); got.State != snapferry.SnapshotFailed || got.Reason != x.Reason {
+			t.Errorf("the snapshot: got %s (%s), want it failed (%s)", got.State, got.Reason, x.Reason)
+		}
+		gone(t, w.west, c.ID)
+		if waits {
+			w.settled(w.west, w.atWest, first.ID)
+		}
+		w.check()
+	}
+}
+
+// TestBreakPin breaks the pin of a copy that lives: it takes another and goes on. Of
+// one that is gone for ever, a deletion takes effect.
+func TestBreakPin(t *testing.T) {
+	w := newWorldWith(t, func(*simtest.Options) {})
+	root := w.east.Account("root")
+	d := firstDisk()
+	s := w.imported(d)
+	asked, open := w.shut()
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-asked
+	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
+	if err != nil || len(pins) != 1 || pins[0].Copy != c.Copy || pins[0].Snapshot != s.ID || pins[0].Region != "west" || pins[0].Deleting {
+		t.Fatalf("got pins %+v, %v, want that of the copy", pins, err)
+	}
+	if others, err := w.east.Control.Pins(t.Context(), w.east.Account("other")); err != nil || len(others) != 0 {
+		t.Errorf("another account sees pins %v, %v", others, err)
+	}
+	wantKind(t, "break a pin without being an operator", w.east.Control.BreakPin(t.Context(), w.atEast, pins[0].ID), snapferry.Denied)
+	wantKind(t, "break a pin that is not there", w.east.Control.BreakPin(t.Context(), root, "pin-nothing"), snapferry.NotFound)
+	if err := w.east.Control.BreakPin(t.Context(), root, pins[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	noPins(t, w.east, s.ID)
+	close(open)
+	w.ready(c.ID, d)
+	w.ended(c.Copy, snapferry.EndedDone, 1)
+	noPins(t, w.east, s.ID)
+
+	// West goes away for ever with a pin on a snapshot that is to be deleted.
+	asked, _ = w.shut()
+	w.copy(control.CopyRequest{Source: s.ID, Full: true})
+	<-asked
+	w.toEast.Down(true)
+	if err := w.east.Control.Delete(t.Context(), w.atEast, s.ID); err != nil {
+		t.Fatal(err)
+	}
+	pins, err = w.east.Control.Pins(t.Context(), root)
+	if err != nil || len(pins) != 1 || !pins[0].Deleting {
+		t.Fatalf("got pins %+v, %v, want one of a snapshot that is being deleted", pins, err)
+	}
+	if err := w.east.Control.BreakPin(t.Context(), root, pins[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
+	wantKind(t, "the snapshot whose last pin was broken", err, snapferry.NotFound)
+	rest(t, w.east)
+	w.east.Check(t, simtest.NoGarbage)
+}
+
+// TestDisown leaves pins in east of copies that west does not know, or has ended:
+// the next start of west releases them, and no other.
+func TestDisown(t *testing.T) {
+	w := newWorldWith(t, func(*simtest.Options) {})
+	d := firstDisk()
+	s := w.imported(d)
+	asked, open := w.shut()
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-asked
+	host, caller := control.Host{Region: w.east.Control}, transfer.Caller{Region: "west", Account: "a"}
+	if _, err := host.Pin(t.Context(), caller, transfer.Pin{Snapshot: s.ID, Copy: snapferry.NewCopyID(), Incarnation: 1}); err != nil {
+		t.Fatal(err)
+	}
+	w.west.Restart()
+	w.toWest.Join(w.west)
+	idle(t, w.east, "the release of what nobody knows", func(tx *meta.Tx) (bool, error) {
+		pins, err := tx.PinsOf(s.ID)
+		return len(pins) == 1 && pins[0].Copy == c.Copy, err
+	})
+	close(open)
+	w.ready(c.ID, d)
+	noPins(t, w.east, s.ID)
+	w.check()
+}
+
+// TestMetering wants the usage records of copies that end in different ways to say
+// so, and what they moved.
+func TestMetering(t *testing.T) {
+	w := newWorldWith(t, func(*simtest.Options) {})
+	d := firstDisk()
+	s := w.imported(d)
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	done := w.ready(c.ID, d)
+	w.ended(c.Copy, snapferry.EndedDone, done.Counts.Moved)
+
+	// One that is cancelled, and one that is failed, when a part has come: exactly
+	// that is metered.
+	for _, end := range []struct {
+		ending snapferry.Ending
+		how    func(c snapferry.Snapshot) error
+	}{
+		{snapferry.EndedCancelled, func(c snapferry.Snapshot) error { return w.west.Control.Delete(t.Context(), w.atWest, c.ID) }},
+		{snapferry.EndedSourceDeleted, func(snapferry.Snapshot) error { return w.east.Control.Abandon(t.Context(), w.atEast, s.ID) }},
+	} {
+		h := &halter{left: 20, reached: make(chan struct{}), open: make(chan struct{})}
+		w.toEast.Wrap(func(src transfer.Source) transfer.Source { return &halting{src, h} })
+		c := w.copy(control.CopyRequest{Source: s.ID, Full: true})
+		<-h.reached
+		if err := end.how(c); err != nil {
+			t.Fatal(err)
+		}
+		close(h.open)
+		w.ended(c.Copy, end.ending, 1)
+		records, err := w.west.Control.UsageRecords(t.Context(), w.atWest, 0, 1000)
+		if u := records[len(records)-1]; err != nil || u.Bytes != h.passed.Load() {
+			t.Errorf("%s: %d bytes are metered, %d came, %v", end.ending, u.Bytes, h.passed.Load(), err)
+		}
+		w.toEast.Wrap(nil)
+	}
+	w.check()
+}
+
+// A halter lets a number of blocks pass, and then none until it is opened; then
+// they fail, unless the context has ended.
+type halter struct {
+	mu            sync.Mutex
+	left          int
+	passed        atomic.Int64 // bytes
+	reached, open chan struct{}
+}
+
+type halting struct {
+	transfer.Source
+	h *halter
+}
+
+type haltFrames struct {
+	transfer.Frames
+	h   *halter
+	ctx context.Context
+}
+
+func (s *halting) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	f, err := s.Source.Blocks(ctx, want)
+	return &haltFrames{f, s.h, ctx}, err
+}
+
+func (f *haltFrames) Next() (transfer.Frame, error) {
+	f.h.mu.Lock()
+	f.h.left--
+	left := f.h.left
+	f.h.mu.Unlock()
+	if left == -1 {
+		close(f.h.reached)
+	}
+	if left < 0 {
+		select {
+		case <-f.h.open:
+			return transfer.Frame{}, snapferry.Errorf(snapferry.NotFound, "the pin was broken")
+		case <-f.ctx.Done():
+			return transfer.Frame{}, context.Cause(f.ctx)
+		}
+	}
+	x, err := f.Frames.Next()
+	f.h.passed.Add(int64(len(x.Payload)))
+	return x, err
+}
