@@ -416,10 +416,15 @@ func (p *puller) toMove() int64 {
 	moved := p.counts().Moved
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.expected == 0 {
+	switch {
+	case p.expected > 0:
+		return max(p.expected-moved, 0)
+	case p.seen.ToMove > 0:
 		return p.seen.ToMove
+	case p.copy.Plan != nil:
+		return p.copy.Plan.MoveBytes // as it was when the copy was promised
 	}
-	return max(p.expected-moved, 0)
+	return 0
 }
 
 // came reports whether something has come in this run.

@@ -226,9 +226,9 @@ func (r *Region) shareLink(link snapferry.RegionName, copies []*meta.Copy, now t
 	r.limits.mu.Lock()
 	defer r.limits.mu.Unlock()
 	r.limits.restOf(link).Set(rest)
-	for id, rate := range of {
-		if b, ok := r.limits.copies[id]; ok {
-			b.share.Set(rate)
+	for _, n := range needs {
+		if b, ok := r.limits.copies[n.id]; ok {
+			b.share.Set(of[n.id])
 		}
 	}
 }
