@@ -6,7 +6,8 @@ const (
 	ctlSnaps    = control + "/snapshots.go"
 	ctlHost     = control + "/host.go"
 	ctlCopyJob  = control + "/copyjob.go"
-	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn endCopy"
+	ctlQueue    = control + "/copyqueue.go"
+	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn r.endCopy"
 	ctlAroundOf = "\t\treturn freeAround(tx, s.Version)\n"
 )
 
@@ -74,7 +75,59 @@ var controlList = []mutation{
 	},
 	{
 		name: "copies of one lineage run beside each other", pkg: control, test: "TestQueueOfOneLineage",
-		edits: []edit{{ctlCopyJob, "if err != nil || !ok || first.ID != c.ID {", "if err != nil || !ok || first.ID == \"\" {"}},
+		edits: []edit{{ctlQueue, "if first, busy := t.lineages[c.VolumeID]; busy {", "if first, busy := t.lineages[c.VolumeID]; busy && first == \"\" {"}},
+	},
+	{
+		name: "the quota of an account does not count", pkg: control, test: "TestQuotas|TestDeadlineComesFirst",
+		edits: []edit{{ctlQueue, "if n := t.running[c.Account]; n >= t.quotas[c.Account].Copies {", "if n := t.running[c.Account]; n > 1<<20 {"}},
+	},
+	{
+		name: "accounts do not take turns", pkg: control, test: "TestCopyQueue",
+		edits: []edit{{ctlQueue, "case best < 0 || t.running[c.Account] < t.running[t.waiting[best].Account]:", "case best < 0:"}},
+	},
+	{
+		name: "a deadline does not come first", pkg: control, test: "TestDeadlineComesFirst",
+		edits: []edit{{ctlQueue, "return a.Deadline.Compare(b.Deadline)", "return 0"}},
+	},
+	{
+		name: "a refused copy leaves its pin", pkg: control, test: "TestQuotas",
+		edits: []edit{{control + "/copies.go", "\t\tif err := r.hasRoom(tx, account); err != nil {\n\t\t\treturn err\n\t\t}\n\t\tincarnation", "\t\tincarnation"}, {control + "/copies.go", "\t\treturn enqueueDiscard(tx, c.Account, discardPayload{Copy: id})", "\t\treturn nil"}},
+	},
+	{
+		name: "a forced deletion leaves the pins", pkg: control, test: "TestForcedDelete",
+		edits: []edit{{ctlSnaps, "case force && len(pins) > 0:", "case force && len(pins) > 1<<20:"}},
+	},
+	{
+		name: "a copy does not look why its pin is gone", pkg: control, test: "TestBreakPin",
+		edits: []edit{{control + "/pins.go", "if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {\n\t\treturn err", "if err != nil {\n\t\treturn err"}},
+	},
+	{
+		name: "who breaks a pin need not be an operator", pkg: control, test: "TestBreakPin",
+		edits: []edit{{control + "/pins.go", "if err == nil && !r.operators[a.Name] {", "if err == nil && r.operators[a.Name] {"}},
+	},
+	{
+		name: "a region disowns what it still needs", pkg: control, test: "TestDisown",
+		edits: []edit{{control + "/pins.go", "if err == nil && !c.State.Terminal() {", "if err == nil && c.State.Terminal() {"}},
+	},
+	{
+		name: "what a copy moved is metered again", pkg: control, test: "TestMetering",
+		edits: []edit{{control + "/metering.go", "if err != nil || c.Metered || !c.State.Terminal()", "if err != nil || !c.State.Terminal()"}},
+	},
+	{
+		name: "a copy that is cancelled is not metered", pkg: control, test: "TestMetering",
+		edits: []edit{{control + "/metering.go", "moved = max(moved, readProgress(jobs[i]).Moved)", "moved = 0"}},
+	},
+	{
+		name: "a lower rate does not reach a copy under way", pkg: control, test: "TestLimitsHold",
+		edits: []edit{{control + "/copypace.go", "\t\tb.own.Set(rate)\n", "\t\t_ = b\n"}, {control + "/copypace.go", "\t\t\tb.own.Set(active[i].Rate)\n", "\t\t\t_ = b\n"}},
+	},
+	{
+		name: "a promise does not count the promises before it", pkg: control, test: "TestDeadlines",
+		edits: []edit{{control + "/copydeadline.go", "\t\tsum += n.bytes\n", "\t\tsum = n.bytes\n"}},
+	},
+	{
+		name: "a full bucket uses up no patience", pkg: control, test: "TestCopyIntoFull",
+		edits: []edit{{ctlCopyJob, "func (p *puller) advanced() bool { return p.done() > p.seen.Done }", "func (p *puller) advanced() bool { return true }"}},
 	},
 	{
 		name: "a copy that has ended keeps its pin", pkg: control, test: "TestCopyAndIncrement|TestCancelByDelete",

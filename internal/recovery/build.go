@@ -503,6 +503,7 @@ func (r *run) endWork(tx *meta.Tx) error {
 	var release []meta.Copy
 	for _, c := range copies {
 		c.State, c.Reason, c.Finished, c.Reserved = snapferry.CopyFailed, reasonRecovered, r.now, false
+		c.Ending, c.Metered = snapferry.EndedFailed, true
 		if err := tx.UpdateCopy(c); err != nil {
 			return err
 		}
