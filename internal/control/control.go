@@ -137,6 +137,10 @@ func (r *Region) Run(ctx context.Context) error {
 	if err := r.finishDeletes(ctx); err != nil {
 		return err
 	}
+	// The quotas may be others than before.
+	if err := r.db.Update(ctx, r.dispatch); err != nil {
+		return err
+	}
 	if err := r.startUpkeep(ctx); err != nil {
 		return err
 	}

@@ -149,5 +149,11 @@ func (r *Region) willBeLate(c *meta.Copy, now time.Time) bool {
 		return false
 	}
 	span := x.pull.ends(now)
-	return span != nil && span.Earliest.After(c.Deadline)
+	if span == nil {
+		return c.Late
+	}
+	if c.Late {
+		return span.Latest.After(c.Deadline) // until it is sure not to be
+	}
+	return span.Earliest.After(c.Deadline)
 }

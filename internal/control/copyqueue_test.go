@@ -228,3 +228,31 @@ func TestDeadlineComesFirst(t *testing.T) {
 		t.Errorf("the copies began at %v, want the earliest deadline first", began)
 	}
 }
+
+// TestQuotaRaised restarts the region with a higher quota: what waited has its turn.
+func TestQuotaRaised(t *testing.T) {
+	quotas := map[string]control.Quota{"a": {Copies: 1}}
+	w := newWorldWith(t, func(o *simtest.Options) { o.Copies.Quotas = quotas })
+	sources := w.many(w.atEast, 3)
+	asked, open := w.shut()
+	for _, id := range sources {
+		w.copy(control.CopyRequest{Source: id})
+	}
+	<-asked
+	quotas["a"] = control.Quota{Copies: 3}
+	w.west.Restart()
+	w.toWest.Join(w.west)
+	for range sources {
+		<-asked
+	}
+	for i, c := range w.active(w.atWest) {
+		if c.Queue != nil {
+			t.Errorf("copy %d waits: %s", i, c.Queue.Reason)
+		}
+	}
+	close(open)
+	for _, c := range w.active(w.atWest) {
+		w.settled(w.west, w.atWest, c.Snapshot)
+	}
+	w.check()
+}

@@ -239,7 +239,8 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 		return nil, err
 	}
 	e.image, err = transfer.NewImage(transfer.ImageConfig{
-		Info: d.Info, Source: from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), Open: openFrame,
+		Info: d.Info, Open: openFrame,
+		Source: paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), r.limits.chain(r.name, &c), nil},
 		Received: func(n int) {
 			e.moved.Add(int64(n))
 			e.blocks.Add(1)
