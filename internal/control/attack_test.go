@@ -184,7 +184,7 @@ func TestReleaseCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.east.Restart()
-	if err := (control.Host{Region: w.east.Control}).Release(t.Context(), c, x); !snapferry.IsKind(err, snapferry.NotFound) {
+	if err := (control.Host{Region: w.east.Control}).Release(t.Context(), c, x, ""); !snapferry.IsKind(err, snapferry.NotFound) {
 		t.Errorf("released again: %v", err)
 	}
 	w.east.View(func(tx *meta.Tx) error {

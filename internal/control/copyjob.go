@@ -175,7 +175,7 @@ func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
 			return err
 		}
 	}
-	err = from.Release(ctx, h)
+	err = from.Release(ctx, h, c.Ending)
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		return nil
 	}

@@ -149,7 +149,7 @@ func (h Host) pinned(tx *meta.Tx, c transfer.Caller, x transfer.Handle) (meta.Pi
 
 // Release ends a pin. If its snapshot was deleted meanwhile and this was the
 // last pin, the deletion takes effect.
-func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle) error {
+func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle, ending snapferry.Ending) error {
 	var p meta.Pin
 	err := h.db.View(ctx, func(tx *meta.Tx) (err error) {
 		p, err = h.pinned(tx, c, x)
@@ -162,6 +162,9 @@ func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle)
 		}
 	}
 	if err != nil {
+		return err
+	}
+	if err := h.meterSent(ctx, p.ID, ending); err != nil {
 		return err
 	}
 	hold := meta.Hold{Version: p.Version, Kind: vault.HoldPin, Owner: p.ID}
@@ -226,12 +229,13 @@ func (r *Region) finishDeletes(ctx context.Context) error {
 // a ready one of the account.
 func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) (transfer.Source, error) {
 	var version snapferry.VersionID
-	src := &versionSource{region: h.Region, pin: x.Pin}
+	src := &versionSource{region: h.Region, pin: x.Pin, snapshot: x.Snapshot}
 	err := h.db.View(ctx, func(tx *meta.Tx) error {
 		account, err := h.account(tx, c)
 		if err != nil {
 			return err
 		}
+		src.account = account
 		if x.Pin != "" {
 			p, err := h.pinned(tx, c, x)
 			if err != nil {
@@ -241,7 +245,7 @@ func (h Host) Source(ctx context.Context, c transfer.Caller, x transfer.Handle) 
 			if err == nil && s.Account != account {
 				err = snapferry.Errorf(snapferry.NotFound, "region %s has no pin %q of account %q", h.name, x.Pin, c.Account)
 			}
-			version = p.Version
+			version, src.snapshot, src.copy = p.Version, p.Snapshot, p.Copy
 			return err
 		}
 		s, err := own(tx, account, x.Snapshot)
@@ -268,6 +272,9 @@ type versionSource struct {
 	m        blockmap.Map
 	unpinned snapferry.SnapshotID // it may be deleted while it is read; empty: it is pinned
 	pin      string               // which may be broken
+	account  snapferry.AccountID  // for the usage records, like what follows
+	snapshot snapferry.SnapshotID
+	copy     snapferry.CopyID
 }
 
 // because is why reading failed.
@@ -295,6 +302,8 @@ func (r *Region) broken(ctx context.Context, pin string, err error) error {
 }
 
 func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	var bytes int64
+	defer func() { s.sent(bytes, 1) }()
 	for _, p := range at {
 		n, err := s.m.At(ctx, p)
 		if err != nil {
@@ -306,6 +315,7 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 		if err := fn(p, n); err != nil {
 			return err
 		}
+		bytes += nodeSize(n)
 	}
 	return nil
 }
@@ -334,6 +344,7 @@ type versionFrames struct {
 	want    []transfer.Want
 	from    int // byte of the first want's bitmap that comes next
 	frames  []vault.Frame
+	bytes   int64 // sent
 }
 
 // quarter is the bytes of a bitmap that stand for a quarter of a leaf.
@@ -359,6 +370,7 @@ func (f *versionFrames) Next() (transfer.Frame, error) {
 	}
 	x := f.frames[0]
 	f.frames = f.frames[1:]
+	f.bytes += int64(len(x.Payload))
 	return transfer.Frame(x), nil
 }
 
@@ -366,6 +378,7 @@ func (f *versionFrames) Close() error {
 	if f.reader != nil {
 		f.reader.Close()
 		f.reader, f.frames = nil, nil
+		f.source.sent(f.bytes, 1)
 		f.release()
 	}
 	return nil
@@ -391,8 +404,8 @@ func (l *local) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error
 	return l.host().Pin(ctx, l.caller, p)
 }
 
-func (l *local) Release(ctx context.Context, h transfer.Handle) error {
-	return l.host().Release(ctx, l.caller, h)
+func (l *local) Release(ctx context.Context, h transfer.Handle, ending snapferry.Ending) error {
+	return l.host().Release(ctx, l.caller, h, ending)
 }
 
 func (l *local) Pins(ctx context.Context, after string) ([]transfer.Held, error) {

@@ -11,6 +11,7 @@ import (
 // The kinds of metered facts.
 const (
 	meterReceived = "received" // by a copy, over all its runs; how that ended stands beside it
+	meterSent     = "sent"     // to a copy of another region, or of this one, with the requests that were answered
 )
 
 // meterCopy adds what a copy that has ended has moved to the usage records, once.
@@ -39,7 +40,7 @@ func (r *Region) UsageRecords(ctx context.Context, account snapferry.AccountID, 
 	err := r.db.View(ctx, func(tx *meta.Tx) error {
 		rows, err := tx.UsageOf(account, after, limit)
 		for _, u := range rows {
-			out = append(out, snapferry.UsageRecord{ID: u.ID, Kind: u.Kind, Subject: u.Subject, Bytes: u.Bytes, At: u.At, Copy: u.Copy, Outcome: u.Outcome})
+			out = append(out, snapferry.UsageRecord{ID: u.ID, Kind: u.Kind, Subject: u.Subject, Bytes: u.Bytes, Count: u.Count, At: u.At, Copy: u.Copy, Outcome: u.Outcome})
 		}
 		return err
 	})

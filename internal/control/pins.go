@@ -75,7 +75,7 @@ func (r *Region) disown(ctx context.Context, from transfer.Remote) error {
 			if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 				return err
 			}
-			if err := from.Release(ctx, x.Handle); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+			if err := from.Release(ctx, x.Handle, c.Ending); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 				return err
 			}
 			r.log.InfoContext(ctx, "released what a copy held that has ended", "copy", x.Copy, "pin", x.Pin, "snapshot", x.Snapshot)

@@ -204,9 +204,38 @@ func TestMetering(t *testing.T) {
 		if u := records[len(records)-1]; err != nil || u.Bytes != h.passed.Load() {
 			t.Errorf("%s: %d bytes are metered, %d came, %v", end.ending, u.Bytes, h.passed.Load(), err)
 		}
+		noPins(t, w.east, s.ID)
+		w.sent(c.Copy, end.ending, h.passed.Load())
 		w.toEast.Wrap(nil)
 	}
 	w.check()
+}
+
+// sent wants the usage records of east to say that at least so many bytes went to a
+// copy, and how that ended: one that broke its pin does not say it.
+func (w *world) sent(id snapferry.CopyID, want snapferry.Ending, least int64) {
+	w.t.Helper()
+	w.east.Stop() // adds what it has not yet
+	w.east.Restart()
+	w.toEast.Join(w.east)
+	records, err := w.east.Control.UsageRecords(w.t.Context(), w.atEast, 0, 1000)
+	var sum int64
+	outcome := snapferry.Ending("")
+	for _, u := range records {
+		if u.Kind == "sent" && u.Copy == id {
+			sum += u.Bytes
+			outcome = u.Outcome
+			if u.Count == 0 {
+				w.t.Errorf("a record without requests: %+v", u)
+			}
+		}
+	}
+	if want == snapferry.EndedSourceDeleted {
+		want = ""
+	}
+	if err != nil || sum < least || outcome != want {
+		w.t.Errorf("sent to copy %s: got %d bytes, outcome %q, %v, want at least %d and %q", id, sum, outcome, err, least, want)
+	}
 }
 
 // A halter lets a number of blocks pass, and then none until it is opened; then

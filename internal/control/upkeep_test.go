@@ -164,12 +164,12 @@ func TestPinsAreTheirRegions(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.delete(s.ID)
-	err = h.Release(t.Context(), transfer.Caller{Region: "north", Account: "a"}, x)
+	err = h.Release(t.Context(), transfer.Caller{Region: "north", Account: "a"}, x, "")
 	wantKind(t, "the release by another region", err, snapferry.NotFound)
 	if now, err := a.Control.Snapshot(t.Context(), a.at, s.ID); err != nil || now.State != snapferry.SnapshotDeleting {
 		t.Errorf("the pinned snapshot: %s, %v, want deleting", now.State, err)
 	}
-	if err := h.Release(t.Context(), c, x); err != nil {
+	if err := h.Release(t.Context(), c, x, ""); err != nil {
 		t.Fatal(err)
 	}
 	_, err = a.Control.Snapshot(t.Context(), a.at, s.ID)

@@ -259,6 +259,7 @@ type Usage struct {
 	Kind    string
 	Subject string
 	Bytes   int64
+	Count   int64 // of requests, where they are counted
 	At      time.Time
 	Copy    snapferry.CopyID // that it is about, if it is about one
 	Outcome snapferry.Ending // of that copy; empty: nothing of the kind

@@ -186,7 +186,7 @@ const (
 		`volume, started, deadline, late, rate, ending, metered`
 	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
-	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome`
+	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome, "count"`
 	pinColumns    = `id, snapshot, version, region, incarnation, copy, created, seen`
 	// notOpen says of an object o that no segment there is of an open version.
 	notOpen    = `NOT EXISTS (SELECT 1 FROM segments s JOIN versions v ON v.id = s.version WHERE s.object = o.name AND v.state = 'open')`
@@ -348,7 +348,7 @@ var statementText = [numStatements]string{
 	requestInsert: `INSERT INTO requests (account, token, operation, fingerprint, result, created) VALUES ($1, $2, $3, $4, $5, $6)`,
 	requestGet:    `SELECT account, token, operation, fingerprint, result, created FROM requests WHERE account = $1 AND token = $2`,
 
-	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at, copy, outcome) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at, copy, outcome, "count") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 	usageOfSubject: `SELECT ` + usageColumns + ` FROM usage WHERE subject = $1 ORDER BY id`,
 	usageOfAccount: `SELECT ` + usageColumns + ` FROM usage WHERE account = $1 AND id > $2 ORDER BY id LIMIT $3`,
 	limitPut:       `INSERT INTO limits (scope, value, set_at) VALUES ($1, $2, $3) ON CONFLICT (scope) DO UPDATE SET value = excluded.value, set_at = excluded.set_at`,

@@ -181,8 +181,8 @@ func (r *remote) Pin(ctx context.Context, p transfer.Pin) (h transfer.Handle, er
 	return h, r.ask(ctx, pathPin, p, &h)
 }
 
-func (r *remote) Release(ctx context.Context, h transfer.Handle) error {
-	return r.ask(ctx, pathRelease, releaseRequest{h}, &struct{}{})
+func (r *remote) Release(ctx context.Context, h transfer.Handle, ending snapferry.Ending) error {
+	return r.ask(ctx, pathRelease, releaseRequest{h, ending}, &struct{}{})
 }
 
 func (r *remote) Pins(ctx context.Context, after string) ([]transfer.Held, error) {

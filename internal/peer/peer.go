@@ -109,6 +109,7 @@ func (x description) decode() (d transfer.Description, err error) {
 
 type releaseRequest struct {
 	transfer.Handle
+	Ending snapferry.Ending `json:"ending,omitempty"` // of the copy
 }
 
 type pinsRequest struct {

@@ -119,7 +119,7 @@ func TestCopyOverTLS(t *testing.T) {
 	wantKind(t, "unknown account", err, snapferry.Denied)
 	_, err = client.As("a").Describe(ctx, snapferry.NewSnapshotID())
 	wantKind(t, "unknown snapshot", err, snapferry.NotFound)
-	wantKind(t, "unknown pin", client.As("a").Release(ctx, transfer.Handle{Pin: "pin-x"}), snapferry.NotFound)
+	wantKind(t, "unknown pin", client.As("a").Release(ctx, transfer.Handle{Pin: "pin-x"}, ""), snapferry.NotFound)
 
 	// Who is not who it must be is not let in.
 	for name, c := range map[string]*peer.Client{
@@ -159,7 +159,9 @@ func (f failing) Pin(context.Context, transfer.Caller, transfer.Pin) (transfer.H
 func (f failing) Pins(context.Context, transfer.Caller, string) ([]transfer.Held, error) {
 	return nil, f.err
 }
-func (f failing) Release(context.Context, transfer.Caller, transfer.Handle) error { return f.err }
+func (f failing) Release(context.Context, transfer.Caller, transfer.Handle, snapferry.Ending) error {
+	return f.err
+}
 func (f failing) Source(context.Context, transfer.Caller, transfer.Handle) (transfer.Source, error) {
 	return nil, f.err
 }

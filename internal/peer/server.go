@@ -185,7 +185,7 @@ func (s *server) release(ctx context.Context, c transfer.Caller, body []byte) (r
 	if err := decode(body, &req); err != nil {
 		return reply{}, err
 	}
-	return reply{value: struct{}{}}, s.host.Release(ctx, c, req.Handle)
+	return reply{value: struct{}{}}, s.host.Release(ctx, c, req.Handle, req.Ending)
 }
 
 func (s *server) pins(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {

@@ -85,12 +85,12 @@ func (d *direct) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, erro
 	return h.Pin(ctx, d.caller, p)
 }
 
-func (d *direct) Release(ctx context.Context, x transfer.Handle) error {
+func (d *direct) Release(ctx context.Context, x transfer.Handle, ending snapferry.Ending) error {
 	h, _, err := d.host()
 	if err != nil {
 		return err
 	}
-	return h.Release(ctx, d.caller, x)
+	return h.Release(ctx, d.caller, x, ending)
 }
 
 func (d *direct) Pins(ctx context.Context, after string) ([]transfer.Held, error) {

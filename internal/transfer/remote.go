@@ -65,7 +65,9 @@ type Remote interface {
 	Hello(ctx context.Context) (Hello, error)
 	Describe(ctx context.Context, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, p Pin) (handle Handle, err error)
-	Release(ctx context.Context, h Handle) error
+	// Release ends a pin, and says how the copy ended that held it; empty: nobody
+	// knows.
+	Release(ctx context.Context, h Handle, ending snapferry.Ending) error
 	// Pins lists, by id and not all at once, the pins of the region that asks which
 	// follow one; none is the end.
 	Pins(ctx context.Context, after string) ([]Held, error)
@@ -77,7 +79,7 @@ type Host interface {
 	Hello(ctx context.Context, c Caller) (Hello, error)
 	Describe(ctx context.Context, c Caller, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, c Caller, p Pin) (handle Handle, err error)
-	Release(ctx context.Context, c Caller, h Handle) error
+	Release(ctx context.Context, c Caller, h Handle, ending snapferry.Ending) error
 	Pins(ctx context.Context, c Caller, after string) ([]Held, error)
 	Source(ctx context.Context, c Caller, h Handle) (Source, error)
 }

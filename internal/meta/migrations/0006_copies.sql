@@ -30,7 +30,8 @@ ALTER TABLE pins ADD COLUMN seen INTEGER NOT NULL DEFAULT 0;
 UPDATE pins SET seen = created;
 
 -- The copy that a metered fact is about, and how that ended ('' = nothing of the
--- kind).
+-- kind); count: of requests, where they are counted.
 ALTER TABLE usage ADD COLUMN copy TEXT NOT NULL DEFAULT '';
+ALTER TABLE usage ADD COLUMN "count" INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE usage ADD COLUMN outcome TEXT NOT NULL DEFAULT '';
 CREATE INDEX usage_account ON usage (account, id);
