@@ -1,0 +1,54 @@
+package transfer
+
+import (
+	"time"
+
+	"github.com/snapferry/snapferry"
+)
+
+const (
+	// patience is how long nothing may come of a stream while others go on, or
+	// went on until now; it doubles each time that the same blocks are given up on.
+	patience = 3 * time.Second
+	// slowTicks is the time, in ticks, over which streams are compared, and
+	// slowRatio how many times slower than the others one may be.
+	slowTicks = 8
+	slowRatio = 16
+)
+
+// stalled gives up on streams that stand still.
+func (p *pace) stalled(now time.Time) {
+	// A frame of each in so much time, if all get the same of the rate. Where
+	// nothing comes at all it is endless: that is for the source to tell.
+	usual := float64(snapferry.BlockSize*len(p.flights)) / max(p.rate, 1)
+	for f := range p.flights {
+		quiet := now.Sub(f.last)
+		if f.cancel != nil && !f.held && quiet > f.patience && quiet.Seconds() > 8*usual {
+			f.cancel(snapferry.Errorf(snapferry.Unavailable, "nothing came of a stream for %s", quiet.Round(time.Second)))
+		}
+	}
+}
+
+// compare gives up on streams that are much slower than others are, or were.
+func (p *pace) compare() {
+	span := (slowTicks * paceTick).Seconds()
+	var sum float64
+	n := 0
+	for f := range p.flights {
+		if f.old {
+			sum += float64(f.bytes) / span
+			n++
+		}
+	}
+	if n > 1 {
+		p.typical = sum / float64(n)
+	}
+	for f := range p.flights {
+		rate := float64(f.bytes) / span
+		// One that was given up already keeps its time.
+		if f.old && f.cancel != nil && f.patience == patience && rate > 0 && rate*slowRatio < p.typical && float64(f.left) > rate*span {
+			f.cancel(snapferry.Errorf(snapferry.Unavailable, "a stream fell behind the others"))
+		}
+		f.bytes, f.old = 0, f.cancel != nil && !f.held
+	}
+}
