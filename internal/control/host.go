@@ -278,8 +278,9 @@ func (s *versionSource) because(ctx context.Context, err error) error {
 }
 
 func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	c := s.m.Cursor()
 	for _, p := range at {
-		n, err := s.m.At(ctx, p)
+		n, err := c.At(ctx, p)
 		if err != nil {
 			return s.because(ctx, err)
 		}

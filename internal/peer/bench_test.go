@@ -88,29 +88,32 @@ func copied(tb testing.TB, r *simtest.Region, s snapferry.Snapshot) snapferry.Sn
 // BenchmarkLongLink copies 400 MiB of random bytes over a link of 50 MB/s with a
 // round trip of 100 ms. It reports how much of the link's rate that is, from the
 // call until the snapshot is ready, and from when a tenth of it has come until
-// nine tenths have.
+// nine tenths have; and the time until the first MiB has come, and from the last
+// byte to the end.
 func BenchmarkLongLink(b *testing.B) {
-	const size = 400 << 20
-	for name, shape := range map[string]linktest.Shape{
-		"50MBps_100ms":            {Rate: 50e6, RoundTrip: 100 * time.Millisecond},
-		"50MBps_100ms_narrow":     {Rate: 50e6, RoundTrip: 100 * time.Millisecond, Window: 1 << 20}, // 10 MB/s a connection
-		"12.5MBps_80ms_no_better": {Rate: 12.5e6, RoundTrip: 80 * time.Millisecond},
+	const size, trip = 400 << 20, 100 * time.Millisecond
+	for _, test := range []struct {
+		name  string
+		size  int64
+		shape linktest.Shape
+	}{
+		{"50MBps", size, linktest.Shape{Rate: 50e6, RoundTrip: trip}},
+		{"50MBps-10MBps-a-connection", size, linktest.Shape{Rate: 50e6, RoundTrip: trip, Window: 1 << 20}},
+		{"50MBps-2MBps-a-connection", size, linktest.Shape{Rate: 50e6, RoundTrip: trip, Window: 200 << 10}},
+		{"12MBps", size / 4, linktest.Shape{Rate: 12e6, RoundTrip: trip}},
 	} {
-		b.Run(name, func(b *testing.B) {
-			size := int64(size)
-			if shape.Rate < 50e6 {
-				size /= 4
-			}
-			east, west, l := pair(b, &shape)
-			s := imported(b, east, "disk", random(size))
-			var steady time.Duration
+		b.Run(test.name, func(b *testing.B) {
+			east, west, l := pair(b, &test.shape)
+			s := imported(b, east, "disk", random(test.size))
+			var t times
 			for b.Loop() {
-				steady = steadyTime(l, size, func() { copied(b, west, s) })
+				t = timesOf(l, test.size, func() { copied(b, west, s) })
 			}
-			b.SetBytes(size)
-			whole := b.Elapsed() / time.Duration(b.N)
-			b.ReportMetric(percent(size, shape.Rate, whole), "%-of-cap")
-			b.ReportMetric(percent(size*8/10, shape.Rate, steady), "%-of-cap-steady")
+			b.SetBytes(test.size)
+			b.ReportMetric(percent(test.size, test.shape.Rate, b.Elapsed()/time.Duration(b.N)), "%-of-cap")
+			b.ReportMetric(percent(test.size*8/10, test.shape.Rate, t.steady), "%-of-cap-steady")
+			b.ReportMetric(t.begin.Seconds(), "s-to-begin")
+			b.ReportMetric(t.end.Seconds(), "s-to-end")
 		})
 	}
 }
@@ -120,26 +123,33 @@ func percent(bytes, rate int64, took time.Duration) float64 {
 	return 100 * float64(bytes) / took.Seconds() / float64(rate)
 }
 
-// steadyTime calls fn and measures the time between the first and the last tenth
-// of what comes over a link meanwhile.
-func steadyTime(l *linktest.Link, size int64, fn func()) time.Duration {
+// times are those of a copy over a link.
+type times struct {
+	begin  time.Duration // until the first MiB has come
+	steady time.Duration // from the first tenth to the last
+	end    time.Duration // after the last byte
+}
+
+// timesOf calls fn, over which so many bytes come over a link.
+func timesOf(l *linktest.Link, size int64, fn func()) times {
 	done := make(chan struct{})
 	go func() { defer close(done); fn() }()
 	_, before := l.Passed()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	var first, last time.Time
+	marks := []int64{1 << 20, size / 10, size * 9 / 10, size}
+	at := []time.Time{time.Now()}
 	for {
 		select {
 		case <-done:
-			return last.Sub(first)
+			if len(at) <= len(marks) {
+				return times{}
+			}
+			return times{begin: at[1].Sub(at[0]), steady: at[3].Sub(at[2]), end: time.Since(at[4])}
 		case now := <-tick.C:
 			_, back := l.Passed()
-			if first.IsZero() && back-before >= size/10 {
-				first = now
-			}
-			if last.IsZero() && back-before >= size*9/10 {
-				last = now
+			for len(at) <= len(marks) && back-before >= marks[len(at)-1] {
+				at = append(at, now)
 			}
 		}
 	}

@@ -32,7 +32,7 @@ type pace struct {
 	rate    float64          // bytes a second, of late
 	came    int64            // bytes since the last tick
 	full    bool             // somebody waited for his turn since then
-	typical float64          // bytes a second of one stream
+	typical float64          // bytes a second of one stream, of late
 	ticks   int
 	last    time.Time     // tick
 	freed   chan struct{} // has one element when there may be room for a stream
@@ -43,6 +43,8 @@ type flight struct {
 	cancel   context.CancelCauseFunc // nil between tries
 	patience time.Duration
 	left     int64     // bytes that have not come
+	began    time.Time // the try
+	total    int64     // bytes that came of the try
 	last     time.Time // when something came, or the try began
 	first    bool      // nothing has come of the try
 	held     bool      // it waits for memory, not for the source
@@ -105,10 +107,12 @@ func (p *pace) start(ctx context.Context, f *flight) (context.Context, func()) {
 	if f.patience *= 2; f.patience == 0 {
 		f.patience = patience
 	}
-	f.last, f.first, f.bytes, f.old, f.cancel = time.Now(), true, 0, false, cancel
+	f.began, f.total, f.first, f.bytes, f.old, f.cancel = time.Now(), 0, true, 0, false, cancel
+	f.last = f.began
 	return ctx, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		p.ended(f, time.Now())
 		f.cancel = nil
 		cancel(nil)
 	}
@@ -129,6 +133,7 @@ func (p *pace) arrived(f *flight, bytes int) {
 	}
 	f.last, f.first = now, false
 	f.bytes += int64(bytes)
+	f.total += int64(bytes)
 	p.came += int64(bytes)
 	n := min(int64(bytes), f.left)
 	f.left -= n
