@@ -230,11 +230,11 @@ func (p *Planner) both(ctx context.Context, items []item, fn func(k int, n, base
 		return nil
 	}
 	came := 0
-	return persist(ctx, func() (progress bool, err error) {
+	return persist(ctx, func() (progress, error) {
 		before := came
 		ctx, s, stop := watch(ctx, nodeSilence)
 		defer stop()
-		err = p.Source.Nodes(ctx, at[came:], func(where snapferry.Position, n *blockmap.Node) error {
+		err := p.Source.Nodes(ctx, at[came:], func(where snapferry.Position, n *blockmap.Node) error {
 			if came == len(at) || where != at[came] {
 				return snapferry.Errorf(snapferry.Corrupt, "the source sent a node of level %d, index %d that was not asked for", where.Level, where.Index)
 			}
@@ -259,6 +259,9 @@ func (p *Planner) both(ctx context.Context, items []item, fn func(k int, n, base
 		if err == nil && came < len(at) {
 			err = snapferry.Errorf(snapferry.Unavailable, "the source sent %d nodes of %d", came, len(at))
 		}
-		return came > before, err
+		if came > before {
+			return some, err
+		}
+		return nothing, err
 	})
 }

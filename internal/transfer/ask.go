@@ -126,11 +126,20 @@ func (r *run) fetch(ctx context.Context, a *ask, f *flight) error {
 			}
 		}
 	}
-	return persist(ctx, func() (bool, error) {
+	seen := r.Stats.Blocks.Load()
+	return persist(ctx, func() (progress, error) {
 		ctx, end := r.pace.start(ctx, f)
 		defer end()
 		came, err := r.stream(ctx, a, f)
-		return came > 0, why(ctx, err)
+		before := seen
+		seen = r.Stats.Blocks.Load()
+		switch {
+		case came > 0:
+			return some, why(ctx, err)
+		case seen > before:
+			return elsewhere, why(ctx, err)
+		}
+		return nothing, why(ctx, err)
 	})
 }
 

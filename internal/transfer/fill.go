@@ -122,10 +122,10 @@ func (r *run) putNear(ctx context.Context, f Filler, l *leaf, i int, d digest.Di
 	if r.Near.Read(at, buf) && digest.Block(buf) == d {
 		return f.Put(i, buf[:min(r.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
 	}
-	return persist(ctx, func() (bool, error) {
+	return persist(ctx, func() (progress, error) {
 		ctx, _, stop := watch(ctx, nodeSilence)
 		defer stop()
-		return false, why(ctx, r.putOne(ctx, f, l, i, d))
+		return nothing, why(ctx, r.putOne(ctx, f, l, i, d))
 	})
 }
 

@@ -11,23 +11,36 @@ import (
 const (
 	// tries is how often a source is asked for the same thing while nothing comes.
 	tries = 5
-	// firstPause is the time between the first two tries; it doubles each time.
+	// firstPause is the time between the first two tries; it doubles each time, to
+	// maxPause.
 	firstPause = 100 * time.Millisecond
+	maxPause   = 2 * time.Second
+)
+
+// progress is what came of a try that failed, and since the one before.
+type progress int
+
+const (
+	nothing   progress = iota
+	elsewhere          // something came of other pieces: the source is there
+	some               // something came of this one
 )
 
 // persist calls fn until it succeeds, fails for good, or has failed with
-// Unavailable tries times in a row without any progress: 1.5 s of pauses, or a
-// little less. What it waits for passes elsewhere meanwhile: only fn's piece of
-// the work waits.
-func persist(ctx context.Context, fn func() (progress bool, err error)) error {
+// Unavailable tries times in a row and nothing came: after 1.5 s of pauses, or a
+// little less. Only fn's piece of the work waits.
+func persist(ctx context.Context, fn func() (progress, error)) error {
 	pause := firstPause
 	for left := tries; ; {
-		progress, err := fn()
+		came, err := fn()
 		if err == nil || ctx.Err() != nil || !snapferry.IsKind(err, snapferry.Unavailable) {
 			return err
 		}
-		if progress {
-			left, pause = tries, firstPause
+		if came > nothing {
+			left = tries
+		}
+		if came == some {
+			pause = firstPause
 		}
 		if left--; left == 0 {
 			return err
@@ -40,7 +53,7 @@ func persist(ctx context.Context, fn func() (progress bool, err error)) error {
 			t.Stop()
 			return context.Cause(ctx)
 		}
-		pause *= 2
+		pause = min(2*pause, maxPause)
 	}
 }
 

@@ -69,7 +69,8 @@ const maxFillers = 4
 //
 // What fails with Unavailable, is cut, stands still or falls behind is asked for
 // again, that piece alone and as far as it did not come; the run fails only when
-// nothing came of one piece several times. Errors of other Kinds end it at once.
+// it failed several times and nothing else came meanwhile. Errors of other Kinds
+// end it at once.
 // A source must end its streams when their context ends.
 //
 // When Run returns nil all leaves have ended; sealing, which proves the whole
