@@ -17,9 +17,9 @@ const (
 	// to be emitted, beside the one that is being put together and that which is
 	// emitted: at 100 ms a round trip some 8,000 leaves a second.
 	stretchesAhead = 12
-	// maxNodes is how many of the source's nodes a Planner keeps: leaves, and of
-	// each level above two lots of nodes.
-	maxNodes = (stretchesAhead+2)*nodesAtOnce + 2*nodesAtOnce*blockmap.RootLevel
+	// maxNodes is how many of the source's nodes a Planner keeps: leaves, of each
+	// level above two lots of nodes, and guesses.
+	maxNodes = (stretchesAhead+2)*nodesAtOnce + 2*nodesAtOnce*blockmap.RootLevel + maxGuesses
 	// nodeSilence is how long nothing may come of nodes that were asked for.
 	nodeSilence = 10 * time.Second
 )
@@ -39,6 +39,7 @@ type item struct {
 	parent *blockmap.Node // of the source; leaf at.Index is a child of it
 	base   blockmap.Child // the base's leaf
 	based  bool           // the base has it
+	guess  *blockmap.Node // what the source sent as this node before it was asked for
 	step   Step
 }
 
@@ -50,6 +51,8 @@ type walker struct {
 	wg     sync.WaitGroup // of those that read nodes
 	next   []item         // of the stretch that is being put together
 	reused int64          // blocks below what is the same
+
+	guessed map[snapferry.Position]*blockmap.Node // not checked
 }
 
 // walk sends all stretches, and at their end, if it fails, one with the error.
@@ -72,6 +75,7 @@ func (w *walker) walk(ctx context.Context) {
 
 // add puts an item behind the others.
 func (w *walker) add(ctx context.Context, it item) error {
+	w.take(&it)
 	if w.next = append(w.next, it); len(w.next) == nodesAtOnce {
 		return w.flush(ctx)
 	}
@@ -92,7 +96,9 @@ func (w *walker) flush(ctx context.Context) error {
 	}
 	w.wg.Go(func() {
 		defer close(s.done)
-		s.err = w.p.read(ctx, s.items)
+		s.err = w.p.both(ctx, s.items, nil, func(k int, n, base *blockmap.Node) {
+			s.items[k].step = stepOf(s.items[k].at.Index, n, base)
+		})
 	})
 	return nil
 }
@@ -116,6 +122,9 @@ func (w *walker) inner(ctx context.Context, at snapferry.Position, n, base *bloc
 		}
 		if l.err != nil {
 			return l.err
+		}
+		if l.guesses != nil {
+			w.guessed = l.guesses.got
 		}
 		for i := l.lo; i < l.hi; i++ {
 			if !w.differs(at, n, base, i) {
@@ -176,10 +185,11 @@ func (w *walker) reuse(n *blockmap.Node, i int) {
 
 // A lot is the children lo to hi of an inner node, as far as both have to be read.
 type lot struct {
-	lo, hi int
-	got    map[int]pair
-	done   chan struct{} // closed when got is complete or err is set
-	err    error
+	lo, hi  int
+	got     map[int]pair
+	guesses *guesses      // nil for none
+	done    chan struct{} // closed when got is complete or err is set
+	err     error
 }
 
 type pair struct{ source, base *blockmap.Node }
@@ -196,34 +206,40 @@ func (w *walker) ask(ctx context.Context, at snapferry.Position, n, base *blockm
 		if n.Presence.Has(l.hi) && w.differs(at, n, base, l.hi) {
 			it := item{at: below(at, l.hi), parent: n}
 			it.base.Digest, it.base.Ref, it.based = childOf(base, l.hi)
+			w.take(&it)
 			items = append(items, it)
 		}
+	}
+	var g *guesses
+	if at.Level == blockmap.RootLevel && lo == 0 {
+		g = guess(items, w.p.Info.Size)
+		l.guesses = g
 	}
 	w.wg.Go(func() {
 		defer close(l.done)
 		l.got = make(map[int]pair, len(items))
-		l.err = w.p.both(ctx, items, func(k int, n, base *blockmap.Node) {
+		l.err = w.p.both(ctx, items, g, func(k int, n, base *blockmap.Node) {
 			l.got[int(items[k].at.Index%blockmap.Fanout)] = pair{n, base}
 		})
 	})
 	return l
 }
 
-// read gives the leaves of a stretch their steps.
-func (p *Planner) read(ctx context.Context, items []item) error {
-	return p.both(ctx, items, func(k int, n, base *blockmap.Node) {
-		items[k].step = stepOf(items[k].at.Index, n, base)
-	})
-}
-
 // both calls fn with each item's node of the source, checked against its parent,
-// and that of the base, nil if it has none.
-func (p *Planner) both(ctx context.Context, items []item, fn func(k int, n, base *blockmap.Node)) error {
+// and that of the base, nil if it has none. Guesses, if not nil, it also asks for.
+func (p *Planner) both(ctx context.Context, items []item, g *guesses, fn func(k int, n, base *blockmap.Node)) error {
 	var at []snapferry.Position
 	var number []int // of items
 	for k := range items {
-		if items[k].parent != nil {
-			at, number = append(at, items[k].at), append(number, k)
+		switch it := &items[k]; {
+		case it.parent == nil:
+		case it.guess == nil:
+			at, number = append(at, it.at), append(number, k)
+		default:
+			if err := p.pair(ctx, it, it.guess, func(n, base *blockmap.Node) { fn(k, n, base) }); err != nil {
+				return err
+			}
+			it.guess = nil
 		}
 	}
 	if len(at) == 0 {
@@ -234,29 +250,26 @@ func (p *Planner) both(ctx context.Context, items []item, fn func(k int, n, base
 		before := came
 		ctx, s, stop := watch(ctx, nodeSilence)
 		defer stop()
-		err := p.Source.Nodes(ctx, at[came:], func(where snapferry.Position, n *blockmap.Node) error {
+		err := p.Source.Nodes(ctx, g.behind(at[came:]), func(where snapferry.Position, n *blockmap.Node) error {
+			s.beat()
+			if came == len(at) && g.keep(where, n) {
+				return nil
+			}
 			if came == len(at) || where != at[came] {
 				return snapferry.Errorf(snapferry.Corrupt, "the source sent a node of level %d, index %d that was not asked for", where.Level, where.Index)
 			}
 			k := number[came]
-			it := &items[k]
-			if err := checkChild(it.parent, int(it.at.Index%blockmap.Fanout), it.at, n, p.Info.Size); err != nil {
+			if err := p.pair(ctx, &items[k], n, func(n, base *blockmap.Node) { fn(k, n, base) }); err != nil {
 				return err
 			}
-			var base *blockmap.Node
-			if it.based {
-				var err error
-				if base, err = p.Base.Nodes.ReadNode(ctx, it.at, it.base.Digest, it.base.Ref); err != nil {
-					return err
-				}
-			}
-			fn(k, n, base)
 			came++
-			s.beat()
 			return nil
 		})
 		err = why(ctx, err)
-		if err == nil && came < len(at) {
+		switch {
+		case came == len(at) && g != nil && (snapferry.IsKind(err, snapferry.NotFound) || snapferry.IsKind(err, snapferry.Unavailable)):
+			err = nil // a guess was wrong, or did not come
+		case err == nil && came < len(at):
 			err = snapferry.Errorf(snapferry.Unavailable, "the source sent %d nodes of %d", came, len(at))
 		}
 		if came > before {
@@ -264,4 +277,20 @@ func (p *Planner) both(ctx context.Context, items []item, fn func(k int, n, base
 		}
 		return nothing, err
 	})
+}
+
+// pair checks a node that came for an item, and calls fn with it and the base's.
+func (p *Planner) pair(ctx context.Context, it *item, n *blockmap.Node, fn func(n, base *blockmap.Node)) error {
+	if err := checkChild(it.parent, int(it.at.Index%blockmap.Fanout), it.at, n, p.Info.Size); err != nil {
+		return err
+	}
+	var base *blockmap.Node
+	if it.based {
+		var err error
+		if base, err = p.Base.Nodes.ReadNode(ctx, it.at, it.base.Digest, it.base.Ref); err != nil {
+			return err
+		}
+	}
+	fn(n, base)
+	return nil
 }

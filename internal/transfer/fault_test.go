@@ -106,7 +106,7 @@ func faultDisk(tb interface{ Fatal(...any) }) (disk, base *memory) {
 		d.Fill(1000+i*777, int(i)+1000)
 	}
 	d.Fill(5<<30/snapferry.BlockSize, 7)
-	b := d.Clone(4 << 30).Fill(1000, 5).Fill(1010, 6).Fill(9_000, 3)
+	b := d.Clone(4<<30).Fill(1000, 5).Fill(1010, 6).Fill(9_000, 3)
 	return &memory{m: mapOf(tb, d), disk: d}, &memory{m: mapOf(tb, b), disk: b}
 }
 

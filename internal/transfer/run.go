@@ -21,10 +21,10 @@ type Stats struct {
 
 // Config is what a run needs.
 type Config struct {
-	Info    Info
-	Source  Source
-	Sink    Sink
-	Stats   *Stats
+	Info   Info
+	Source Source
+	Sink   Sink
+	Stats  *Stats
 	// Streams is how many streams of blocks there are at most; 0 for 32. How many
 	// there are goes by the delay and the rate that are measured.
 	Streams int
