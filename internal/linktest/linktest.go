@@ -184,7 +184,7 @@ func reset(c net.Conn) {
 
 // burst is how far the link makes up for time in which it was not asked: timers
 // are late.
-const burst = 5 * time.Millisecond
+const burst = 20 * time.Millisecond
 
 // admit gives n bytes their turn on the link. It returns when the last of them
 // has left, when it arrives, and when the sender hears of that.

@@ -88,7 +88,7 @@ func TestRate(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	least := time.Duration(conns*each)*time.Second/rate - 10*time.Millisecond
+	least := time.Duration(conns*each)*time.Second/rate - 25*time.Millisecond
 	if took := time.Since(start); took < least {
 		t.Errorf("took %v, at that rate it is %v", took, least)
 	}
