@@ -8,16 +8,21 @@ import (
 
 // At returns the node at a position, nil when it is absent.
 func (m Map) At(ctx context.Context, at snapferry.Position) (*Node, error) {
-	n, err := m.root()
-	if err != nil || at.Level > RootLevel || at.Index>>(levelBits*(RootLevel-at.Level)) != 0 {
-		return nil, err
+	return m.Cursor().At(ctx, at)
+}
+
+// At returns the node at a position, nil when it is absent. Of nodes near each
+// other it reads what leads to them once.
+func (c *Cursor) At(ctx context.Context, at snapferry.Position) (*Node, error) {
+	switch {
+	case at.Level == 0:
+		return c.Leaf(ctx, at.Index)
+	case at.Level > RootLevel || at.Index>>(levelBits*(RootLevel-at.Level)) != 0:
+		return nil, nil
 	}
-	for here := (snapferry.Position{Level: RootLevel}); n != nil && here.Level > at.Level; {
-		i := int(at.Index >> (levelBits * (here.Level - 1 - at.Level)) % Fanout)
-		if n, err = m.readChild(ctx, n, here, i); err != nil {
-			return nil, err
-		}
-		here = below(here, i)
+	n, level, err := c.downTo(ctx, at.Index<<(levelBits*at.Level), max(at.Level, 1))
+	if err != nil || level > at.Level {
+		return nil, err
 	}
 	return n, nil
 }

@@ -348,6 +348,7 @@ func TestBuilder(t *testing.T) {
 		versions = versions[1:]
 		pick := func(label string) version { return versions[rapid.IntRange(0, len(versions)-1).Draw(t, label)] }
 		checkLookups(t, s, pick("looked up"))
+		checkAt(t, pick("looked at"))
 		for _, a := range versions {
 			for _, b := range versions {
 				checkDiffs(t, a, b)
@@ -429,6 +430,28 @@ func checkLookups(t *rapid.T, s *store, v version) {
 	i, _ := slices.BinarySearch(present, from)
 	if err != nil || !slices.Equal(got, present[i:]) {
 		t.Errorf("Leaves from %d: got %v, %v, want %v", from, got, err, present[i:])
+	}
+}
+
+// checkAt looks up every vertex and places without one, by one cursor in any order.
+func checkAt(t *rapid.T, v version) {
+	all := v.vertices()
+	var at []snapferry.Position
+	for level := range uint8(blockmap.Levels + 1) {
+		for _, p := range append(places(), 1<<24) {
+			at = append(at, snapferry.Position{Level: level, Index: p >> (8 * level)}, snapferry.Position{Level: level, Index: p})
+		}
+	}
+	for p := range all {
+		at = append(at, p)
+	}
+	c := v.m.Cursor()
+	for _, p := range at {
+		n, err := c.At(t.Context(), p)
+		want, ok := all[p]
+		if err != nil || (n != nil) != ok || ok && (n.Level != p.Level || n.Digest() != want.Digest) {
+			t.Errorf("At(%v): got %v, %v, want %v, %v", p, n, err, want, ok)
+		}
 	}
 }
 

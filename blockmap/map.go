@@ -190,6 +190,11 @@ func (c *Cursor) Child(ctx context.Context, leaf uint64) (ch Child, blocks uint3
 // down returns the lowest present inner node on the way to a leaf, and its
 // level; nil when the map is empty.
 func (c *Cursor) down(ctx context.Context, leaf uint64) (*Node, uint8, error) {
+	return c.downTo(ctx, leaf, 1)
+}
+
+// downTo is down, but no lower than a level.
+func (c *Cursor) downTo(ctx context.Context, leaf uint64, lowest uint8) (*Node, uint8, error) {
 	if c.path[RootLevel] == nil {
 		root, err := c.m.root()
 		if err != nil || root == nil {
@@ -198,7 +203,7 @@ func (c *Cursor) down(ctx context.Context, leaf uint64) (*Node, uint8, error) {
 		c.path[RootLevel] = root
 	}
 	n := c.path[RootLevel]
-	for level := uint8(RootLevel); level > 1; level-- {
+	for level := uint8(RootLevel); level > lowest; level-- {
 		index := leaf >> (levelBits * (level - 1)) // of the child, in its level
 		if !n.Presence.Has(int(index % Fanout)) {
 			return n, level, nil
@@ -213,5 +218,5 @@ func (c *Cursor) down(ctx context.Context, leaf uint64) (*Node, uint8, error) {
 		}
 		n = c.path[level-1]
 	}
-	return n, 1, nil
+	return n, lowest, nil
 }

@@ -218,11 +218,13 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	}
 	defer w.Close()
 	p.begin(w, d.Present)
-	source := paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), r.limits.chain(r.name, &c), p.pulse}
+	chain := r.limits.chain(r.name, &c)
+	source := paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), chain, nil, p.pulse}
 	if err := r.planCopyRun(ctx, p, source, d, s.Parent); err != nil {
 		return r.blame(ctx, c, err)
 	}
 	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle}
+	cfg.Limit = func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) }
 	if r.files.Caches != nil {
 		defer r.files.Caches.Hold(s.Version)()
 		cfg.Near = near{r.files.Caches, s.Version}

@@ -47,8 +47,8 @@ func (p *pulse) stalled(from snapferry.RegionName, now time.Time) *snapferry.Sta
 // it does not take from the connection yet the other region does not send.
 type paced struct {
 	transfer.Source
-	limits limit.Chain
-	pulse  *pulse // may be nil
+	nodes, blocks limit.Chain
+	pulse         *pulse // may be nil
 }
 
 // The bytes of a node and of a frame on the wire, beside the payload of that.
@@ -67,21 +67,22 @@ func (s paced) ask(fn func() error) error {
 	return fn()
 }
 
-func (s paced) pass(ctx context.Context, n int) error {
-	if s.pulse == nil {
-		return s.limits.Wait(ctx, n)
+// pass notes that bytes came, and returns when they pass the limits.
+func (p *pulse) pass(ctx context.Context, limits limit.Chain, n int) error {
+	if p == nil {
+		return limits.Wait(ctx, n)
 	}
-	s.pulse.beat()
-	s.pulse.held.Add(1)
-	defer s.pulse.held.Add(-1)
-	return s.limits.Wait(ctx, n)
+	p.beat()
+	p.held.Add(1)
+	defer p.held.Add(-1)
+	return limits.Wait(ctx, n)
 }
 
 // Nodes implements transfer.Source.
 func (s paced) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
 	return s.ask(func() error {
 		return s.Source.Nodes(ctx, at, func(p snapferry.Position, n *blockmap.Node) error {
-			if err := s.pass(ctx, itemBytes+nodeBytes+childSize*n.Len()); err != nil {
+			if err := s.pulse.pass(ctx, s.nodes, itemBytes+int(nodeSize(n))); err != nil {
 				return err
 			}
 			return fn(p, n)
@@ -116,7 +117,7 @@ func (f *pacedFrames) Next() (x transfer.Frame, err error) {
 	if err != nil {
 		return x, err
 	}
-	return x, f.source.pass(f.ctx, itemBytes+len(x.Payload))
+	return x, f.source.pulse.pass(f.ctx, f.source.blocks, itemBytes+len(x.Payload))
 }
 
 // An estimator says when something will end that goes on as it went.

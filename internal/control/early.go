@@ -238,9 +238,10 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 	if err != nil {
 		return nil, err
 	}
+	chain := r.limits.chain(r.name, &c)
 	e.image, err = transfer.NewImage(transfer.ImageConfig{
 		Info: d.Info, Open: openFrame,
-		Source: paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), r.limits.chain(r.name, &c), nil},
+		Source: paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), chain, chain, nil},
 		Received: func(n int) {
 			e.moved.Add(int64(n))
 			e.blocks.Add(1)

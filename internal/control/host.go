@@ -304,8 +304,9 @@ func (r *Region) broken(ctx context.Context, pin string, err error) error {
 func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
 	var bytes int64
 	defer func() { s.sent(bytes, 1) }()
+	c := s.m.Cursor()
 	for _, p := range at {
-		n, err := s.m.At(ctx, p)
+		n, err := c.At(ctx, p)
 		if err != nil {
 			return s.because(ctx, err)
 		}

@@ -27,6 +27,7 @@ const rooms = `
 0 internal/layering
 0 internal/testtool
 1 internal/toxitest
+1 internal/linktest
 1 .
 2 seal
 2 blockmap
@@ -63,6 +64,7 @@ const rooms = `
 8 cmd/snapferry
 9 internal/simtest
 9 internal/mutation
+9 bench/linktest
 `
 
 // kept is what only some rooms may import: a prefix of import paths, then the

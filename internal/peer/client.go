@@ -210,7 +210,7 @@ func (s *source) Nodes(ctx context.Context, at []snapferry.Position, fn func(sna
 	for _, p := range at {
 		req.At = append(req.At, position(p))
 	}
-	st, err := s.open(ctx, pathNodes, req)
+	st, err := s.open(ctx, pathNodes, nodeBuffer, req)
 	if err != nil {
 		return err
 	}
@@ -243,11 +243,11 @@ func (s *source) Blocks(ctx context.Context, wants []transfer.Want) (transfer.Fr
 	for i := range wants {
 		req.Want = append(req.Want, want{Leaf: wants[i].Leaf, Blocks: wants[i].Blocks[:]})
 	}
-	return s.open(ctx, pathBlocks, req)
+	return s.open(ctx, pathBlocks, blockBuffer, req)
 }
 
 // open starts a stream that is given up when no byte comes for the stall time.
-func (s *source) open(ctx context.Context, path string, req any) (*stream, error) {
+func (s *source) open(ctx context.Context, path string, buffer int, req any) (*stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	body, err := s.do(ctx, path, req)
 	if err != nil {
@@ -258,7 +258,7 @@ func (s *source) open(ctx context.Context, path string, req any) (*stream, error
 		cancel(snapferry.Errorf(snapferry.Unavailable, "region %s sent nothing for %s", s.region, s.stall))
 	}}
 	w.timer = time.AfterFunc(s.stall, w.cancel)
-	st := &stream{streamReader: newStreamReader(w), source: s, ctx: func() error { return context.Cause(ctx) }, close: func() error {
+	st := &stream{streamReader: newStreamReader(w, buffer), source: s, ctx: func() error { return context.Cause(ctx) }, close: func() error {
 		w.timer.Stop()
 		cancel(nil)
 		return body.Close()

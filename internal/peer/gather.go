@@ -81,9 +81,13 @@ func (g *gatherConn) writeOut() error {
 	return err
 }
 
+// patience is how long a peer may take to make room for a piece of a stream: one
+// that holds its copies to a low rate reads slowly.
+const patience = 10 * time.Minute
+
 // send writes to the system. Who reads nothing for long is given up.
 func (g *gatherConn) send(p []byte) (int, error) {
-	if err := g.Conn.SetWriteDeadline(time.Now().Add(2 * stallTime)); err != nil {
+	if err := g.Conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return 0, err
 	}
 	return g.Conn.Write(p)

@@ -21,7 +21,7 @@ import (
 	"github.com/snapferry/snapferry/internal/transfer"
 )
 
-func authority(t *testing.T) *pki.Authority {
+func authority(t testing.TB) *pki.Authority {
 	t.Helper()
 	ca, err := pki.NewAuthority("test")
 	if err != nil {
@@ -30,7 +30,7 @@ func authority(t *testing.T) *pki.Authority {
 	return ca
 }
 
-func identity(t *testing.T, ca *pki.Authority, region snapferry.RegionName) *pki.Identity {
+func identity(t testing.TB, ca *pki.Authority, region snapferry.RegionName) *pki.Identity {
 	t.Helper()
 	cert, key, err := ca.Issue(region, []string{"127.0.0.1"}, time.Hour)
 	if err != nil {
@@ -51,7 +51,7 @@ func identity(t *testing.T, ca *pki.Authority, region snapferry.RegionName) *pki
 
 // serve serves a handler as region east and returns its address and a function
 // that makes the configuration of a client.
-func serve(t *testing.T, ca *pki.Authority, h http.Handler) (string, func(ca *pki.Authority, me, expect snapferry.RegionName) *tls.Config) {
+func serve(t testing.TB, ca *pki.Authority, h http.Handler) (string, func(ca *pki.Authority, me, expect snapferry.RegionName) *tls.Config) {
 	t.Helper()
 	pool, err := pki.ParseCA(ca.CertPEM())
 	if err != nil {

@@ -40,6 +40,7 @@ type server struct {
 type reply struct {
 	value  any
 	stream func(*streamWriter) error
+	buffer int // of the stream
 }
 
 // handle authenticates the caller, runs fn and writes its answer: the only
@@ -58,7 +59,7 @@ func (s *server) handle(fn func(context.Context, transfer.Caller, []byte) (reply
 		case err != nil:
 			s.fail(w, r, caller, err)
 		case rep.stream != nil:
-			s.stream(w, r, caller, rep.stream)
+			s.stream(w, r, caller, rep)
 		default:
 			writeJSON(w, http.StatusOK, rep.value)
 		}
@@ -98,12 +99,12 @@ func (s *server) caller(r *http.Request) (transfer.Caller, error) {
 	return c, nil
 }
 
-func (s *server) stream(w http.ResponseWriter, r *http.Request, c transfer.Caller, fn func(*streamWriter) error) {
+func (s *server) stream(w http.ResponseWriter, r *http.Request, c transfer.Caller, rep reply) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	flush := gather(r.Context())
-	sw, err := newStreamWriter(w)
+	sw, err := newStreamWriter(w, rep.buffer)
 	if err == nil {
-		err = fn(sw)
+		err = rep.stream(sw)
 		if err != nil {
 			s.report(r, c, err)
 		}
@@ -213,7 +214,7 @@ func (s *server) nodes(ctx context.Context, c transfer.Caller, body []byte) (rep
 	for i, p := range req.At {
 		at[i] = snapferry.Position(p)
 	}
-	return reply{stream: func(w *streamWriter) error {
+	return reply{buffer: nodeBuffer, stream: func(w *streamWriter) error {
 		return src.Nodes(ctx, at, func(at snapferry.Position, n *blockmap.Node) error { return w.node(at, n) })
 	}}, nil
 }
@@ -241,7 +242,7 @@ func (s *server) blocks(ctx context.Context, c transfer.Caller, body []byte) (re
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{stream: func(w *streamWriter) error {
+	return reply{buffer: blockBuffer, stream: func(w *streamWriter) error {
 		defer frames.Close()
 		for {
 			f, err := frames.Next()

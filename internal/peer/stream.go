@@ -27,7 +27,8 @@ const (
 	maxNodeItem  = 16 << 10
 	maxBlockItem = snapferry.BlockSize
 	maxEndItem   = 4 << 10
-	streamBuffer = 256 << 10
+	nodeBuffer   = 64 << 10  // of a stream of nodes, at each end
+	blockBuffer  = 256 << 10 // of one of blocks
 )
 
 // An item is a node, a block or the end of a stream:
@@ -55,11 +56,12 @@ func (it *item) appendHeader(dst []byte) []byte {
 // A streamWriter writes a stream. It is for one goroutine.
 type streamWriter struct {
 	w       *bufio.Writer
-	scratch []byte
+	scratch []byte // for the header of an item
+	logical []byte // for a node
 }
 
-func newStreamWriter(w io.Writer) (*streamWriter, error) {
-	s := &streamWriter{w: bufio.NewWriterSize(w, streamBuffer)}
+func newStreamWriter(w io.Writer, buffer int) (*streamWriter, error) {
+	s := &streamWriter{w: bufio.NewWriterSize(w, buffer)}
 	_, err := s.w.Write(appendStreamHeader(nil))
 	return s, err
 }
@@ -74,13 +76,14 @@ func (s *streamWriter) write(it item) error {
 }
 
 func (s *streamWriter) node(at snapferry.Position, n *blockmap.Node) error {
-	p := n.AppendLogical(nil)
+	p := n.AppendLogical(s.logical[:0])
 	raw := uint32(len(p))
 	if at.Level == 0 {
 		for _, r := range n.Refs {
 			p = binary.BigEndian.AppendUint32(p, r.Length)
 		}
 	}
+	s.logical = p
 	return s.write(item{typ: itemNode, sub: at.Level, raw: raw, index: at.Index, payload: p})
 }
 
@@ -120,8 +123,8 @@ type streamReader struct {
 	err  error
 }
 
-func newStreamReader(r io.Reader) *streamReader {
-	return &streamReader{r: bufio.NewReaderSize(r, streamBuffer)}
+func newStreamReader(r io.Reader, buffer int) *streamReader {
+	return &streamReader{r: bufio.NewReaderSize(r, buffer)}
 }
 
 // begin reads the header.

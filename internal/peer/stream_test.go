@@ -28,7 +28,7 @@ func samples(tb testing.TB) map[string][]byte {
 	out := map[string][]byte{}
 	write := func(name string, fn func(*streamWriter) error, end error) {
 		var b bytes.Buffer
-		w, err := newStreamWriter(&b)
+		w, err := newStreamWriter(&b, blockBuffer)
 		if err = errors.Join(err, fn(w), w.end(end)); err != nil {
 			tb.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestGolden(t *testing.T) {
 
 // readAll reads a stream of one type to its end.
 func readAll(p []byte, typ uint8) (items int, err error) {
-	r := newStreamReader(bytes.NewReader(p))
+	r := newStreamReader(bytes.NewReader(p), blockBuffer)
 	if err := r.begin(); err != nil {
 		return 0, err
 	}
@@ -143,7 +143,7 @@ func TestStreamRefuses(t *testing.T) {
 	}
 	// What another region calls internal may pass.
 	var b bytes.Buffer
-	w, err := newStreamWriter(&b)
+	w, err := newStreamWriter(&b, blockBuffer)
 	if err = errors.Join(err, w.end(errors.New("secret"))); err != nil {
 		t.Fatal(err)
 	}

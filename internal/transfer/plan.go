@@ -35,11 +35,10 @@ type Planner struct {
 	settled int64 // blocks of the leaves emitted
 }
 
-// nodeBatch is how many nodes are asked for at once; a leaf has at most 9 KiB.
-const nodeBatch = 64
-
 // Run calls emit for each leaf in which the source differs from the base, in
-// ascending order. It keeps a few hundred nodes in memory, whatever the size.
+// ascending order. It looks ahead of emit as far as a long link needs, and keeps
+// at most some maxNodes nodes in memory, whatever the size. Nodes that cannot be
+// had now are asked for again a few times.
 func (p *Planner) Run(ctx context.Context, emit func(Step) error) error {
 	if err := p.Info.Check(); err != nil {
 		return err
@@ -52,56 +51,53 @@ func (p *Planner) Run(ctx context.Context, emit func(Step) error) error {
 		p.Totals.ReuseBlocks += int64(p.Info.Root.Blocks())
 		return nil
 	}
-	return p.inner(ctx, at, p.Info.Root, p.Base.Root, emit)
-}
-
-// inner compares an inner node of the source with that of the base, which may
-// be nil, child by child in order.
-func (p *Planner) inner(ctx context.Context, at snapferry.Position, n, base *blockmap.Node, emit func(Step) error) error {
-	for lo := 0; lo < blockmap.Fanout; {
-		// Ask for the next children that differ, all at once.
-		var ask []snapferry.Position
-		hi := lo
-		for ; hi < blockmap.Fanout && len(ask) < nodeBatch; hi++ {
-			if d, _, ok := n.Child(hi); ok && (!sameChild(base, hi, d) || p.cut(below(at, hi))) {
-				ask = append(ask, below(at, hi))
+	ctx, stop := context.WithCancel(ctx)
+	w := &walker{p: p, out: make(chan *stretch, stretchesAhead)}
+	w.wg.Go(func() { w.walk(ctx) })
+	defer w.wg.Wait()
+	defer stop()
+	for {
+		select {
+		case s, ok := <-w.out:
+			if !ok {
+				p.Totals.ReuseBlocks += w.reused
+				return nil
 			}
-		}
-		got := make(map[int]*blockmap.Node, len(ask))
-		if len(ask) > 0 {
-			if err := p.fetch(ctx, n, ask, got); err != nil {
+			if err := p.take(ctx, s, emit); err != nil {
 				return err
 			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		for i := lo; i < hi; i++ {
-			if err := p.child(ctx, at, i, n, base, got[i], emit); err != nil {
-				return err
-			}
-		}
-		lo = hi
 	}
-	return nil
 }
 
-// fetch reads nodes from the source and checks them against their parent.
-func (p *Planner) fetch(ctx context.Context, parent *blockmap.Node, ask []snapferry.Position, got map[int]*blockmap.Node) error {
-	k := 0
-	err := p.Source.Nodes(ctx, ask, func(at snapferry.Position, n *blockmap.Node) error {
-		if k >= len(ask) || at != ask[k] {
-			return snapferry.Errorf(snapferry.Corrupt, "the source sent a node of level %d, index %d that was not asked for", at.Level, at.Index)
+// take emits a stretch when it is there.
+func (p *Planner) take(ctx context.Context, s *stretch, emit func(Step) error) error {
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.err != nil {
+		return s.err
+	}
+	for i := range s.items {
+		it := &s.items[i]
+		if it.parent == nil {
+			if err := p.absent(ctx, it.at, emit); err != nil {
+				return err
+			}
+			continue
 		}
-		k++
-		i := int(at.Index % blockmap.Fanout)
-		if err := checkChild(parent, i, at, n, p.Info.Size); err != nil {
+		step := it.step
+		it.step = Step{} // emit has it now
+		p.count(step)
+		if err := emit(step); err != nil {
 			return err
 		}
-		got[i] = n
-		return nil
-	})
-	if err == nil && k < len(ask) {
-		err = snapferry.Errorf(snapferry.Unavailable, "the source sent %d nodes of %d", k, len(ask))
 	}
-	return err
+	return nil
 }
 
 // checkChild checks a node that came from outside against its parent.
@@ -121,32 +117,6 @@ func checkChild(parent *blockmap.Node, i int, at snapferry.Position, n *blockmap
 	return nil
 }
 
-func (p *Planner) child(ctx context.Context, at snapferry.Position, i int, n, base, got *blockmap.Node, emit func(Step) error) error {
-	c := below(at, i)
-	d, _, ok := n.Child(i)
-	bd, bref, bok := childOf(base, i)
-	switch {
-	case !ok && !bok:
-		return nil
-	case !ok:
-		return p.absent(ctx, c, emit)
-	case bok && bd == d && !p.cut(c):
-		p.Totals.ReuseBlocks += int64(n.Counts[n.Presence.Rank(i)])
-		return nil
-	}
-	var b *blockmap.Node
-	if bok {
-		var err error
-		if b, err = p.Base.Nodes.ReadNode(ctx, c, bd, bref); err != nil {
-			return err
-		}
-	}
-	if c.Level > 0 {
-		return p.inner(ctx, c, got, b, emit)
-	}
-	return emit(p.leaf(c.Index, got, b))
-}
-
 // cut reports whether the size of the source ends in a block below a position
 // and the base is larger. That leaf is always set, even to the digest it has:
 // only then the sink knows that nothing of the base lies beyond the size.
@@ -155,24 +125,30 @@ func (p *Planner) cut(at snapferry.Position) bool {
 	return p.Base.Size > p.Info.Size && p.Info.Size%snapferry.BlockSize != 0 && at.Index == last
 }
 
-// leaf says which blocks of a leaf must move.
-func (p *Planner) leaf(index uint64, n, base *blockmap.Node) Step {
+// stepOf says which blocks of a leaf must move.
+func stepOf(index uint64, n, base *blockmap.Node) Step {
 	s := Step{Leaf: index, Node: n}
-	for i := range blockmap.Fanout {
-		d, ref, ok := n.Child(i)
-		if !ok || sameChild(base, i, d) {
-			continue
+	k := 0
+	for i := range n.Presence.All() {
+		if !sameChild(base, i, n.Digests[k]) {
+			s.Want.Set(i)
+			if n.Refs != nil {
+				s.Bytes += int64(n.Refs[k].Length)
+			}
 		}
-		s.Want.Set(i)
-		s.Bytes += int64(ref.Length)
+		k++
 	}
+	return s
+}
+
+// count adds a step to the totals.
+func (p *Planner) count(s Step) {
 	moved := int64(s.Want.Count())
 	p.Totals.Leafs++
 	p.Totals.MoveBlocks += moved
 	p.Totals.MoveBytes += s.Bytes
-	p.Totals.ReuseBlocks += int64(n.Len()) - moved
-	p.settled += int64(n.Len())
-	return s
+	p.Totals.ReuseBlocks += int64(s.Node.Len()) - moved
+	p.settled += int64(s.Node.Len())
 }
 
 // absent emits the leaves that the base has below a position and the source
@@ -206,6 +182,5 @@ func childOf(n *blockmap.Node, i int) (d digest.Digest, ref snapferry.Ref, ok bo
 }
 
 func sameChild(base *blockmap.Node, i int, d digest.Digest) bool {
-	have, _, ok := childOf(base, i)
-	return ok && have == d
+	return base != nil && base.Presence.Has(i) && base.Digests[base.Presence.Rank(i)] == d
 }

@@ -2,32 +2,38 @@ package transfer
 
 import (
 	"context"
-	"errors"
-	"io"
+	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
-	"github.com/snapferry/snapferry/digest"
 )
 
 // Stats counts what a run does while it runs.
 type Stats struct {
 	Settled atomic.Int64 // blocks whose place in the version is decided
 	Reused  atomic.Int64 // blocks of them that the base had
-	Moved   atomic.Int64 // bytes of frames that came from the source
-	Blocks  atomic.Int64 // blocks that came from the source
+	Moved   atomic.Int64 // bytes of frames that came from the source, filled in or not
+	Blocks  atomic.Int64 // blocks that came from the source, likewise
 }
 
 // Config is what a run needs.
 type Config struct {
-	Info    Info
-	Source  Source
-	Sink    Sink
-	Stats   *Stats
-	Streams int // block streams at a time; 0 for 4
+	Info   Info
+	Source Source
+	Sink   Sink
+	Stats  *Stats
+	// Streams is how many streams of blocks there are at most; 0 for 32. How many
+	// there are goes by the delay and the rate that are measured.
+	Streams int
+	// Memory bounds the bytes of what has come and was not filled in yet; 0 for
+	// DefaultMemory. The oldest leaf goes beyond it if it must, by 16 MiB at most.
+	Memory int64
+	// Limit, if not nil, is called with the bytes of each frame that came, before the
+	// next one of its stream is asked for, and may wait.
+	Limit func(ctx context.Context, bytes int) error
 	// Settle, if not nil, is told how many blocks a leaf settles, when it ends.
 	Settle func(leaf uint64, blocks int64)
 	// Near, if not nil, has blocks that came from the source already, for somebody
@@ -47,230 +53,178 @@ type Near interface {
 // subtrees.
 const Pruned = ^uint64(0)
 
-const (
-	defaultStreams = 4
-	// A batch, what one stream is asked for, has at most so many stored bytes
-	// or leaves.
-	batchBytes  = 8 << 20
-	batchLeaves = 16
-)
+// A run is what the goroutines of one Run share: one that plans and asks, one for
+// each stream, which brings what was asked for, and a few that fill it in.
+type run struct {
+	Config
+	budget *budget
+	chunks *chunks
+	pace   *pace
+	whole  chan *leaf // leaves all of whose blocks have come
+}
+
+// maxFillers is how many leaves are filled at a time at most.
+const maxFillers = 4
 
 // Run fills the sink with the source's content. Everything is checked against
 // the source's digests before it counts; what an earlier run settled durably
-// is not asked for again. When Run returns nil all leaves have ended; sealing,
-// which proves the whole digest, is the caller's.
+// is not asked for again.
+//
+// What fails with Unavailable, is cut, stands still or falls behind is asked for
+// again, that piece alone and as far as it did not come; the run fails only when
+// it failed several times and nothing else came meanwhile. Errors of other Kinds
+// end it at once.
+// A source must end its streams when their context ends.
+//
+// When Run returns nil all leaves have ended; sealing, which proves the whole
+// digest, is the caller's.
 func Run(ctx context.Context, c Config) error {
 	if c.Streams == 0 {
 		c.Streams = defaultStreams
 	}
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
 	if have := c.Sink.Size(); c.Info.Size != have {
 		return snapferry.Errorf(snapferry.Corrupt, "the source says that the disk has %d bytes, the copy was begun with %d", c.Info.Size, have)
 	}
+	mem, err := newChunks(c.Memory)
+	if err != nil {
+		return err
+	}
+	defer mem.close()
+	r := &run{Config: c, budget: newBudget(c.Memory), chunks: mem, pace: newPace(c.Streams), whole: make(chan *leaf, askLeaves)}
 	g, ctx := errgroup.WithContext(ctx)
-	batches := make(chan []job)
-	for range c.Streams {
-		g.Go(func() error {
-			f, err := c.Sink.NewFiller()
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			for b := range batches {
-				if err := c.move(ctx, f, b); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+	watched, unwatch := context.WithCancel(ctx)
+	g.Go(func() error { r.pace.run(watched); return nil })
+	for range min(max(runtime.GOMAXPROCS(0), 2), maxFillers) {
+		g.Go(func() error { return r.fillers(ctx) })
 	}
 	g.Go(func() error {
-		defer close(batches)
-		return c.dispatch(ctx, batches)
+		defer unwatch()
+		defer close(r.whole)
+		streams, ctx := errgroup.WithContext(ctx)
+		err := r.dispatch(ctx, streams)
+		if err2 := streams.Wait(); err == nil || err2 != nil {
+			err = err2
+		}
+		return err
 	})
 	return g.Wait()
 }
 
-// job is a step with its ticket.
-type job struct {
-	Step
-	ticket Ticket
-	near   blockmap.Bitmap // blocks that came already; they are not in Want any more
-}
-
-// near takes what came already out of what a job wants.
-func (c *Config) near(j *job) {
-	if c.Near == nil {
-		return
-	}
-	for i := range j.Want.All() {
-		if c.Near.Has(j.Leaf*blockmap.Fanout + uint64(i)) {
-			j.near.Set(i)
-		}
-	}
-	for i := range j.near.All() {
-		j.Want.Clear(i)
-	}
-}
-
-// putNear sets a block that came already; if it is gone again, or is not what it
-// must be, it is asked for once more.
-func (c *Config) putNear(ctx context.Context, f Filler, j *job, i int, buf []byte) error {
-	at := j.Leaf*blockmap.Fanout + uint64(i)
-	d, _, _ := j.Node.Child(i)
-	if c.Near.Read(at, buf) && digest.Block(buf) == d {
-		return f.Put(i, buf[:min(c.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
-	}
-	var one blockmap.Bitmap
-	one.Set(i)
-	frames, err := c.Source.Blocks(ctx, []Want{{Leaf: j.Leaf, Blocks: one}})
-	if err != nil {
-		return err
-	}
-	defer frames.Close()
-	return c.put(f, j, i, d, frames)
-}
-
-// dispatch plans and hands out batches of steps.
-func (c *Config) dispatch(ctx context.Context, out chan<- []job) error {
-	var batch []job
-	var bytes int64
-	send := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		select {
-		case out <- batch:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		batch, bytes = nil, 0
-		return nil
-	}
-	p := Planner{Info: c.Info, Source: c.Source, Base: c.Sink.Base()}
+// dispatch plans, and makes requests for what must move as fast as the pace and the
+// memory allow.
+func (r *run) dispatch(ctx context.Context, streams *errgroup.Group) error {
+	d := &dispatcher{run: r, streams: streams, next: &ask{}}
+	p := Planner{Info: r.Info, Source: r.Source, Base: r.Sink.Base()}
 	err := p.Run(ctx, func(s Step) error {
-		if s.Node != nil && c.Sink.Finished(s.Leaf) {
+		if s.Node != nil && r.Sink.Finished(s.Leaf) {
 			return snapferry.Errorf(snapferry.Corrupt, "leaf %d was finished by an earlier run but differs from the source", s.Leaf)
 		}
-		t, err := c.Sink.Ticket(s.Leaf)
+		t, err := r.Sink.Ticket(s.Leaf)
 		if err != nil {
 			return err
 		}
 		if s.Node == nil {
-			return c.Sink.Absent(ctx, t)
+			return r.Sink.Absent(ctx, t)
 		}
-		batch = append(batch, job{Step: s, ticket: t})
-		if bytes += s.Bytes; bytes >= batchBytes || len(batch) >= batchLeaves {
-			return send()
-		}
-		return nil
+		return d.leaf(ctx, &leaf{Step: s, ticket: t})
 	})
 	if err != nil {
 		return err
 	}
 	// What the planner pruned the base has already.
-	pruned := c.Info.Present/snapferry.BlockSize - p.settled
-	c.Stats.Settled.Add(pruned)
-	c.Stats.Reused.Add(pruned)
-	if c.Settle != nil {
-		c.Settle(Pruned, pruned)
+	pruned := r.Info.Present/snapferry.BlockSize - p.settled
+	r.Stats.Settled.Add(pruned)
+	r.Stats.Reused.Add(pruned)
+	if r.Settle != nil {
+		r.Settle(Pruned, pruned)
 	}
-	return send()
+	return d.flush(ctx)
 }
 
-// move fills the leaves of a batch from one stream of blocks.
-func (c *Config) move(ctx context.Context, f Filler, batch []job) error {
-	var want []Want
-	for i := range batch {
-		j := &batch[i]
-		c.near(j)
-		if j.Want != (blockmap.Bitmap{}) {
-			want = append(want, Want{Leaf: j.Leaf, Blocks: j.Want})
-		}
-	}
-	var frames Frames = none{}
-	if len(want) > 0 {
-		var err error
-		if frames, err = c.Source.Blocks(ctx, want); err != nil {
-			return err
-		}
-	}
-	defer frames.Close()
-	for i := range batch {
-		j := &batch[i]
-		if err := f.Begin(ctx, j.ticket); err != nil {
-			return err
-		}
-		if err := c.fill(ctx, f, j, frames); err != nil {
-			return err
-		}
-		if err := f.End(ctx); err != nil {
-			return err
-		}
-		blocks, moved := int64(j.Node.Len()), int64(j.Want.Count()+j.near.Count())
-		c.Stats.Settled.Add(blocks)
-		c.Stats.Reused.Add(blocks - moved)
-		if c.Settle != nil {
-			c.Settle(j.Leaf, blocks)
-		}
-	}
-	if _, err := frames.Next(); !errors.Is(err, io.EOF) {
-		if err == nil {
-			err = snapferry.Errorf(snapferry.Corrupt, "the source sent more blocks than were asked for")
-		}
-		return err
-	}
-	return nil
+// A dispatcher puts what leaves want into requests.
+type dispatcher struct {
+	*run
+	streams *errgroup.Group
+	leaves  uint64 // so many it has had
+	next    *ask   // of small leaves
 }
 
-// fill sets the blocks of one leaf.
-func (c *Config) fill(ctx context.Context, f Filler, j *job, frames Frames) error {
-	var buf []byte
-	for i := range blockmap.Fanout {
-		d, _, ok := j.Node.Child(i)
-		if !ok {
-			continue
+// leaf lets a leaf be filled.
+func (d *dispatcher) leaf(ctx context.Context, l *leaf) error {
+	l.number = d.leaves
+	d.leaves++
+	if d.budget.try(l.number, nodeBytes) != nil {
+		// What was put together may be what the memory waits for.
+		if err := d.flush(ctx); err != nil {
+			return err
 		}
-		var err error
-		switch {
-		case j.near.Has(i):
-			if buf == nil {
-				buf = make([]byte, snapferry.BlockSize)
-			}
-			err = c.putNear(ctx, f, j, i, buf)
-		case j.Want.Has(i):
-			err = c.put(f, j, i, d, frames)
-		default:
-			err = f.Keep(i, d)
+		if err := d.budget.take(ctx, l.number, nodeBytes); err != nil {
+			return err
 		}
-		if err != nil {
+	}
+	if l.Want == (blockmap.Bitmap{}) {
+		// It is only put together anew, of what the base has.
+		return d.hand(ctx, l)
+	}
+	var bytes int64
+	for i := range l.Want.All() {
+		bytes += lengthOf(l.Node, l.Node.Presence.Rank(i))
+	}
+	if d.next.bytes+bytes > askBytes || d.next.blocks+l.Want.Count() > askBlocks {
+		if err := d.flush(ctx); err != nil {
+			return err
+		}
+	}
+	if bytes <= askBytes {
+		d.next.add(l, l.Want, bytes)
+		if d.next.full() {
+			return d.flush(ctx)
+		}
+		return nil
+	}
+	// Its parts count before the first of them can come.
+	var asks []*ask
+	split(l, func(want blockmap.Bitmap, bytes int64) {
+		a := &ask{}
+		a.add(l, want, bytes)
+		asks = append(asks, a)
+	})
+	for _, a := range asks {
+		d.next = a
+		if err := d.flush(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// put sets a block to the next frame of a stream.
-func (c *Config) put(f Filler, j *job, i int, d digest.Digest, frames Frames) error {
-	fr, err := frames.Next()
-	if errors.Is(err, io.EOF) {
-		return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+// flush makes the request that was put together, when there may be one more.
+func (d *dispatcher) flush(ctx context.Context) error {
+	a := d.next
+	d.next = &ask{}
+	if len(a.parts) == 0 {
+		return nil
 	}
+	f, err := d.pace.enter(ctx, a.bytes)
 	if err != nil {
 		return err
 	}
-	if at := j.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
-		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
-	}
-	if err := f.PutFrame(i, d, fr.Codec, fr.RawLength, fr.Payload); err != nil {
-		return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
-	}
-	c.Stats.Moved.Add(int64(len(fr.Payload)))
-	c.Stats.Blocks.Add(1)
+	d.streams.Go(func() error {
+		defer d.pace.leave(f)
+		return d.fetch(ctx, a, f)
+	})
 	return nil
 }
 
-// none is the stream of no frames.
-type none struct{}
-
-func (none) Next() (Frame, error) { return Frame{}, io.EOF }
-func (none) Close() error         { return nil }
+// hand gives a leaf to those who fill leaves.
+func (r *run) hand(ctx context.Context, l *leaf) error {
+	select {
+	case r.whole <- l:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -42,10 +42,12 @@ func (i Info) Check() error {
 
 // A Source gives the nodes and blocks of one snapshot. It need not be
 // trusted. Methods are called concurrently. Errors of Kind Unavailable may
-// pass; others are final.
+// pass; others are final. What waits for a source, also a stream's Next, ends when
+// the context does that it was asked with.
 type Source interface {
 	// Nodes calls fn with the logical node at each position, in the order
-	// asked for. The refs of a leaf say only the stored lengths of its blocks.
+	// asked for, up to the first that is not there: NotFound. The refs of a leaf
+	// say only the stored lengths of its blocks, which no frame exceeds.
 	Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error
 	// Blocks opens a stream of the frames of the blocks asked for, ascending.
 	Blocks(ctx context.Context, want []Want) (Frames, error)

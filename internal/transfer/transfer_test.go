@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"pgregory.net/rapid"
 
@@ -132,9 +133,15 @@ type sink struct {
 	base blockmap.Map
 	size int64
 
+	want *memory // what leaves must be at their end; nil: they are not looked at
+
 	mu    sync.Mutex
 	last  int64
 	ended map[uint64]bool
+}
+
+func newSink(base blockmap.Map, want *memory) *sink {
+	return &sink{base: base, size: want.m.Size, want: want, last: -1, ended: map[uint64]bool{}}
 }
 
 func (s *sink) Size() int64          { return s.size }
@@ -156,6 +163,9 @@ func (s *sink) Absent(_ context.Context, t transfer.Ticket) error { s.end(t.Leaf
 func (s *sink) end(leaf uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended[leaf] {
+		panic("a leaf ended twice")
+	}
 	s.ended[leaf] = true
 }
 
@@ -165,10 +175,11 @@ type filler struct {
 	*sink
 	base *blockmap.Node
 	leaf uint64
+	got  blockmap.Node
 }
 
 func (f *filler) Begin(ctx context.Context, t transfer.Ticket) (err error) {
-	f.leaf = t.Leaf
+	f.leaf, f.got = t.Leaf, blockmap.Node{}
 	f.base, err = f.sink.base.Leaf(ctx, t.Leaf)
 	return err
 }
@@ -177,18 +188,35 @@ func (f *filler) Keep(i int, d digest.Digest) error {
 	if have, _, ok := f.base.Child(i); !ok || have != d {
 		return snapferry.Errorf(snapferry.Corrupt, "keep of block %d, which the base has not", i)
 	}
+	f.got.Append(i, d, snapferry.Ref{}, 0)
 	return nil
 }
 
-func (f *filler) PutFrame(_ int, d digest.Digest, _ snapferry.Codec, raw int, p []byte) error {
+func (f *filler) PutFrame(i int, d digest.Digest, _ snapferry.Codec, raw int, p []byte) error {
 	if raw != len(p) || raw > snapferry.BlockSize || digest.Block(p) != d {
 		return snapferry.Errorf(snapferry.Corrupt, "frame does not match")
 	}
+	f.got.Append(i, d, snapferry.Ref{}, 0)
 	return nil
 }
-func (f *filler) Put(int, []byte) error     { return nil }
-func (f *filler) End(context.Context) error { f.end(f.leaf); return nil }
-func (f *filler) Close()                    {}
+
+func (f *filler) Put(i int, p []byte) error {
+	f.got.Append(i, digest.Block(p), snapferry.Ref{}, 0)
+	return nil
+}
+
+func (f *filler) End(ctx context.Context) error {
+	if f.want != nil {
+		n, err := f.want.m.Leaf(ctx, f.leaf)
+		if err != nil || n.Presence != f.got.Presence || !slices.Equal(n.Digests, f.got.Digests) {
+			return snapferry.Errorf(snapferry.Internal, "leaf %d is not what it is at the source: %v", f.leaf, err)
+		}
+	}
+	f.end(f.leaf)
+	return nil
+}
+
+func (f *filler) Close() {}
 
 // TestPlan compares plans with a model that looks at every block.
 func TestPlan(t *testing.T) {
@@ -230,7 +258,7 @@ func TestPlan(t *testing.T) {
 		if got, want := p.Totals.ReuseBlocks, int64(disk.Present()-want); got != want {
 			t.Errorf("reuses %d blocks, want %d", got, want)
 		}
-		s := &sink{base: p.Base, size: disk.Size(), last: -1, ended: map[uint64]bool{}}
+		s := newSink(p.Base, src)
 		var st transfer.Stats
 		if err := transfer.Run(context.Background(), transfer.Config{Info: src.info(), Source: src, Sink: s, Stats: &st}); err != nil {
 			t.Fatal(err)
@@ -351,22 +379,31 @@ func TestHostileSource(t *testing.T) {
 			return f, nil
 		}), snapferry.Corrupt},
 		"missing frames": {frame(func(n int, f transfer.Frame, err error) (transfer.Frame, error) {
-			if n > 3 {
-				return transfer.Frame{}, io.EOF
+			return transfer.Frame{}, io.EOF
+		}), snapferry.Unavailable},
+		"longer frames than the map says": {frame(func(n int, f transfer.Frame, err error) (transfer.Frame, error) {
+			if err == nil {
+				f.Payload = append(f.Payload, 1)
 			}
 			return f, err
-		}), snapferry.Unavailable},
+		}), snapferry.Corrupt},
 		"honest": {&hostile{memory: honest}, snapferry.Internal},
 	}
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			s := &sink{base: blockmap.Map{Size: disk.Size(), Nodes: nodes{}}, size: disk.Size(), last: -1, ended: map[uint64]bool{}}
+		synctestRun(t, name, func(t *testing.T) {
+			s := newSink(blockmap.Map{Size: disk.Size(), Nodes: nodes{}}, honest)
 			err := transfer.Run(t.Context(), transfer.Config{Info: honest.info(), Source: test.source, Sink: s, Stats: new(transfer.Stats)})
 			if (err == nil) != (test.kind == snapferry.Internal) || err != nil && !snapferry.IsKind(err, test.kind) {
 				t.Errorf("got %v, want %v", err, test.kind)
 			}
 		})
 	}
+}
+
+// synctestRun runs a subtest in a bubble: no time passes while it waits.
+func synctestRun(t *testing.T, name string, fn func(*testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { synctest.Test(t, fn) })
 }
 
 func TestInfoCheck(t *testing.T) {

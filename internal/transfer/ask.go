@@ -1,0 +1,250 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+)
+
+const (
+	// A request has at most so many stored bytes, blocks and leaves. A quarter of
+	// a leaf is what a source reads at once.
+	askBytes  = 4 << 20
+	askBlocks = blockmap.Fanout
+	askLeaves = 64
+	// quarter is the blocks of a quarter of a leaf.
+	quarter = blockmap.Fanout / 4
+)
+
+// A leaf is a step with its ticket, until it is filled.
+type leaf struct {
+	Step
+	number uint64 // among those of the run
+	ticket Ticket
+	parts  []*part
+	coming atomic.Int32 // parts that have not come whole
+}
+
+// A part is what one request brings of a leaf.
+type part struct {
+	leaf   *leaf
+	ask    *ask
+	rest   blockmap.Bitmap // blocks that have not come
+	near   blockmap.Bitmap // blocks that somebody has already
+	frames []Frame         // that came, ascending
+}
+
+// An ask is what one request asks for: part of one leaf, or several small leaves.
+type ask struct {
+	parts  []*part
+	bytes  int64        // stored ones that it wants
+	blocks int          // that it wants
+	chunks [][]byte     // what came
+	unused atomic.Int32 // parts that were not filled in
+}
+
+// add adds a part of a leaf.
+func (a *ask) add(l *leaf, want blockmap.Bitmap, bytes int64) {
+	p := &part{leaf: l, ask: a, rest: want}
+	l.parts = append(l.parts, p)
+	l.coming.Add(1)
+	a.parts = append(a.parts, p)
+	a.unused.Add(1)
+	a.bytes += bytes
+	a.blocks += want.Count()
+}
+
+// full reports whether an ask has no room for more.
+func (a *ask) full() bool {
+	return a.bytes >= askBytes || a.blocks >= askBlocks || len(a.parts) >= askLeaves
+}
+
+// lengthOf is the stored bytes of the k-th block of a leaf: its frame is never
+// longer.
+func lengthOf(n *blockmap.Node, k int) int64 {
+	if k >= len(n.Refs) {
+		return 0
+	}
+	return min(int64(n.Refs[k].Length), snapferry.BlockSize)
+}
+
+// split cuts what a leaf wants in parts of at most askBytes, in quarters of the
+// leaf, and calls add with each.
+func split(l *leaf, add func(want blockmap.Bitmap, bytes int64)) {
+	var want blockmap.Bitmap
+	var bytes int64
+	for q := 0; q < blockmap.Fanout; q += quarter {
+		var more blockmap.Bitmap
+		var n int64
+		for i := l.Want.Next(q); i < q+quarter; i = l.Want.Next(i + 1) {
+			more.Set(i)
+			n += lengthOf(l.Node, l.Node.Presence.Rank(i))
+		}
+		if want != (blockmap.Bitmap{}) && bytes+n > askBytes {
+			add(want, bytes)
+			want, bytes = blockmap.Bitmap{}, 0
+		}
+		for i := range more.All() {
+			want.Set(i)
+		}
+		bytes += n
+	}
+	if want != (blockmap.Bitmap{}) {
+		add(want, bytes)
+	}
+}
+
+// takeNear takes what came already out of what an ask wants.
+func (a *ask) takeNear(n Near) {
+	if n == nil {
+		return
+	}
+	for _, p := range a.parts {
+		for i := range p.rest.All() {
+			if n.Has(p.leaf.Leaf*blockmap.Fanout + uint64(i)) {
+				p.near.Set(i)
+			}
+		}
+		for i := range p.near.All() {
+			p.rest.Clear(i)
+		}
+	}
+}
+
+// fetch brings what an ask wants, and hands on each leaf that is whole. A request
+// that fails and may not the next time is made again for what did not come.
+func (r *run) fetch(ctx context.Context, a *ask, f *flight) error {
+	a.takeNear(r.Near)
+	for _, p := range a.parts {
+		if p.rest == (blockmap.Bitmap{}) {
+			if err := r.came(ctx, p); err != nil {
+				return err
+			}
+		}
+	}
+	seen := r.Stats.Blocks.Load()
+	return persist(ctx, func() (progress, error) {
+		ctx, end := r.pace.start(ctx, f)
+		defer end()
+		came, err := r.stream(ctx, a, f)
+		before := seen
+		seen = r.Stats.Blocks.Load()
+		switch {
+		case came > 0:
+			return some, why(ctx, err)
+		case seen > before:
+			return elsewhere, why(ctx, err)
+		}
+		return nothing, why(ctx, err)
+	})
+}
+
+// stream makes one request for what has not come of an ask, and says how many
+// blocks it brought.
+func (r *run) stream(ctx context.Context, a *ask, f *flight) (came int, err error) {
+	var want []Want
+	var left []*part
+	for _, p := range a.parts {
+		if p.rest != (blockmap.Bitmap{}) {
+			want, left = append(want, Want{Leaf: p.leaf.Leaf, Blocks: p.rest}), append(left, p)
+		}
+	}
+	if len(want) == 0 {
+		return 0, nil
+	}
+	frames, err := r.Source.Blocks(ctx, want)
+	if err != nil {
+		return 0, err
+	}
+	defer frames.Close()
+	for _, p := range left {
+		for i := p.rest.Next(0); i < blockmap.Fanout; i = p.rest.Next(i + 1) {
+			fr, err := frames.Next()
+			if errors.Is(err, io.EOF) {
+				return came, snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+			}
+			if err != nil {
+				return came, err
+			}
+			r.pace.arrived(f, len(fr.Payload))
+			if r.Limit != nil {
+				r.pace.hold(f, true)
+				err := r.Limit(ctx, len(fr.Payload))
+				r.pace.hold(f, false)
+				if err != nil {
+					return came, err
+				}
+			}
+			if err := r.keep(ctx, p, i, fr, f); err != nil {
+				return came, err
+			}
+			came++
+		}
+		if err := r.came(ctx, p); err != nil {
+			return came, err
+		}
+	}
+	_, err = frames.Next()
+	switch {
+	case err == nil:
+		return came, snapferry.Errorf(snapferry.Corrupt, "the source sent more blocks than were asked for")
+	case errors.Is(err, io.EOF) || snapferry.IsKind(err, snapferry.Unavailable):
+		return came, nil // all is here, also if the end was cut
+	}
+	return came, err
+}
+
+// keep copies a frame, which must be that of block i, when there is memory for it.
+func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) error {
+	if at := p.leaf.Leaf*blockmap.Fanout + uint64(i); f.Block != at {
+		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", f.Block, at)
+	}
+	if most := lengthOf(p.leaf.Node, p.leaf.Node.Presence.Rank(i)); int64(len(f.Payload)) > most {
+		return snapferry.Errorf(snapferry.Corrupt, "the source sent %d bytes for block %d, which has %d by its map", len(f.Payload), f.Block, most)
+	}
+	a := p.ask
+	k := len(a.chunks) - 1
+	if k < 0 || cap(a.chunks[k])-len(a.chunks[k]) < len(f.Payload) {
+		if r.budget.try(p.leaf.number, chunkSize) != nil {
+			r.pace.hold(fl, true)
+			err := r.budget.take(ctx, p.leaf.number, chunkSize)
+			r.pace.hold(fl, false)
+			if err != nil {
+				return err
+			}
+		}
+		a.chunks = append(a.chunks, r.chunks.get())
+		k++
+	}
+	off := len(a.chunks[k])
+	a.chunks[k] = append(a.chunks[k], f.Payload...)
+	f.Payload = a.chunks[k][off:]
+	p.frames = append(p.frames, f)
+	p.rest.Clear(i)
+	r.Stats.Moved.Add(int64(len(f.Payload)))
+	r.Stats.Blocks.Add(1)
+	return nil
+}
+
+// came notes that a part is whole; with the last one its leaf can be filled.
+func (r *run) came(ctx context.Context, p *part) error {
+	if p.leaf.coming.Add(-1) > 0 {
+		return nil
+	}
+	return r.hand(ctx, p.leaf)
+}
+
+// used gives back the memory of a part that was filled in.
+func (r *run) used(p *part) {
+	a := p.ask
+	p.frames = nil
+	if a.unused.Add(-1) == 0 {
+		r.chunks.put(a.chunks)
+		r.budget.give(int64(len(a.chunks)) * chunkSize)
+		a.chunks = nil
+	}
+}

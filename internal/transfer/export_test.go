@@ -1,0 +1,4 @@
+package transfer
+
+// MaxNodes is for tests.
+const MaxNodes = maxNodes

@@ -1,0 +1,154 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/blockmap"
+	"github.com/snapferry/snapferry/digest"
+)
+
+// fillers fills leaves as they are whole, one after the other, until there are no
+// more.
+func (r *run) fillers(ctx context.Context) error {
+	f, err := r.Sink.NewFiller()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		select {
+		case l, ok := <-r.whole:
+			if !ok {
+				return nil
+			}
+			if err := r.fill(ctx, f, l); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil // who ended it says why
+		}
+	}
+}
+
+// fill fills a leaf of which all has come.
+func (r *run) fill(ctx context.Context, f Filler, l *leaf) error {
+	if err := f.Begin(ctx, l.ticket); err != nil {
+		return err
+	}
+	kept := l.Node.Presence // what the base has
+	next := 0
+	// keep sets what stands before block i.
+	keep := func(i int) error {
+		for ; next < i; next++ {
+			if !kept.Has(next) || l.Want.Has(next) {
+				continue
+			}
+			d, _, _ := l.Node.Child(next)
+			if err := f.Keep(next, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, p := range l.parts {
+		if err := r.fillPart(ctx, f, p, keep); err != nil {
+			return err
+		}
+		r.used(p)
+	}
+	if err := keep(blockmap.Fanout); err != nil {
+		return err
+	}
+	if err := f.End(ctx); err != nil {
+		return err
+	}
+	r.budget.end(l.number)
+	blocks, moved := int64(l.Node.Len()), int64(l.Want.Count())
+	r.Stats.Settled.Add(blocks)
+	r.Stats.Reused.Add(blocks - moved)
+	if r.Settle != nil {
+		r.Settle(l.Leaf, blocks)
+	}
+	return nil
+}
+
+// fillPart sets the blocks of a part, and what is kept between them.
+func (r *run) fillPart(ctx context.Context, f Filler, p *part, keep func(int) error) error {
+	frames := p.frames
+	var buf []byte
+	for len(frames) > 0 || p.near != (blockmap.Bitmap{}) {
+		i := p.near.Next(0)
+		if len(frames) > 0 {
+			i = min(i, int(frames[0].Block%blockmap.Fanout))
+		}
+		if err := keep(i); err != nil {
+			return err
+		}
+		d, _, _ := p.leaf.Node.Child(i)
+		if p.near.Has(i) {
+			p.near.Clear(i)
+			if buf == nil {
+				buf = make([]byte, snapferry.BlockSize)
+			}
+			if err := r.putNear(ctx, f, p.leaf, i, d, buf); err != nil {
+				return err
+			}
+			continue
+		}
+		fr := frames[0]
+		frames = frames[1:]
+		if err := put(f, i, d, fr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put sets a block to a frame.
+func put(f Filler, i int, d digest.Digest, fr Frame) error {
+	if err := f.PutFrame(i, d, fr.Codec, fr.RawLength, fr.Payload); err != nil {
+		return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
+	}
+	return nil
+}
+
+// putNear sets a block that somebody had already; if it is gone again, or is not
+// what it must be, it is asked for after all.
+func (r *run) putNear(ctx context.Context, f Filler, l *leaf, i int, d digest.Digest, buf []byte) error {
+	at := l.Leaf*blockmap.Fanout + uint64(i)
+	if r.Near.Read(at, buf) && digest.Block(buf) == d {
+		return f.Put(i, buf[:min(r.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
+	}
+	return persist(ctx, func() (progress, error) {
+		ctx, _, stop := watch(ctx, nodeSilence)
+		defer stop()
+		return nothing, why(ctx, r.putOne(ctx, f, l, i, d))
+	})
+}
+
+// putOne asks for one block and sets it.
+func (r *run) putOne(ctx context.Context, f Filler, l *leaf, i int, d digest.Digest) error {
+	var one blockmap.Bitmap
+	one.Set(i)
+	frames, err := r.Source.Blocks(ctx, []Want{{Leaf: l.Leaf, Blocks: one}})
+	if err != nil {
+		return err
+	}
+	defer frames.Close()
+	fr, err := frames.Next()
+	if errors.Is(err, io.EOF) {
+		return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+	}
+	if err != nil {
+		return err
+	}
+	if at := l.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
+		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
+	}
+	r.Stats.Moved.Add(int64(len(fr.Payload)))
+	r.Stats.Blocks.Add(1)
+	return put(f, i, d, fr)
+}
