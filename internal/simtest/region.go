@@ -4,6 +4,7 @@
 package simtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -46,6 +47,7 @@ type Options struct {
 	CacheBytes int64
 	// Exporter serves volumes; nil for none.
 	Exporter control.Exporter
+	Poll time.Duration // of jobs; 0 for 50 ms
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
@@ -153,7 +155,7 @@ func (r *Region) start() {
 	r.Forget()
 	log := slog.New(slog.DiscardHandler)
 	jobs := job.New(r.DB, job.Config{
-		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
+		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: cmp.Or(r.opts.Poll, 50*time.Millisecond), Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
 	})
 	volumes := control.VolumeConfig{FS: r.opts.Files, Exporter: r.opts.Exporter}
 	if volumes.FS != nil {
@@ -162,7 +164,7 @@ func (r *Region) start() {
 	r.Control = control.New(control.Config{
 		Volumes: volumes,
 
-		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,
+		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: cmp.Or(r.opts.Grace, -1),
 	})
 	r.live.Store(r.Control)
 	ended := make(chan struct{})
@@ -171,7 +173,8 @@ func (r *Region) start() {
 		c := r.Control
 		go func() {
 			defer close(ended)
-			if err := c.Run(ctx); err != nil && ctx.Err() == nil {
+			// A start can be cut short by the power.
+			if err := c.Run(ctx); err != nil && ctx.Err() == nil && !r.Power.Off() {
 				r.tb.Errorf("region %s: %v", r.Name, err)
 			}
 		}()

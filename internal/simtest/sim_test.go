@@ -1,0 +1,26 @@
+package simtest_test
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/snapferry/snapferry/internal/simtest"
+)
+
+var (
+	seeds     = flag.Int("seeds", 40, "worlds of TestSimulation")
+	firstSeed = flag.Uint64("seed", 1, "seed of the first world of TestSimulation")
+)
+
+// TestSimulation lets worlds live: see simtest.World.
+func TestSimulation(t *testing.T) {
+	f := simtest.NewFactory(t)
+	for i := range *seeds {
+		seed := *firstSeed + uint64(i)
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { simtest.NewWorld(t, f, seed).Run() })
+		})
+	}
+}
