@@ -31,6 +31,13 @@ func (w *World) verify() {
 		s.Check(w.tb, NoGarbage)
 		w.checkOwners(s)
 		s.View(func(tx *meta.Tx) error {
+			copies, err := tx.ActiveCopies()
+			if err != nil {
+				return err
+			}
+			for _, c := range copies {
+				w.fail("%s: copy %s is left, reserved", s.Name, c.ID)
+			}
 			pins, err := tx.AllPins()
 			for _, p := range pins {
 				w.fail("%s: pin %s of %s is left", s.Name, p.ID, p.Region)

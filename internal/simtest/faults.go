@@ -21,6 +21,7 @@ type road struct {
 	link *Link
 
 	mu     sync.Mutex
+	usual  time.Duration // delay without a fault
 	delay  time.Duration // of each request for nodes or blocks, and of each frame
 	asked  int           // requests so far
 	lose   map[int]blobtest.Mode
@@ -30,8 +31,8 @@ type road struct {
 	broken int              // frames that were damaged
 }
 
-func newRoad(l *Link) *road {
-	return &road{link: l, lose: map[int]blobtest.Mode{}, flip: map[int]uint{}, moved: map[string]int64{}}
+func newRoad(l *Link, delay time.Duration) *road {
+	return &road{link: l, usual: delay, delay: delay, lose: map[int]blobtest.Mode{}, flip: map[int]uint{}, moved: map[string]int64{}}
 }
 
 // mend ends all faults of the road.
@@ -39,7 +40,7 @@ func (r *road) mend() {
 	r.link.Down(false)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.delay = 0
+	r.delay = r.usual
 	clear(r.lose)
 	clear(r.flip)
 }

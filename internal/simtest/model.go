@@ -272,6 +272,7 @@ type volume struct {
 	base    *snapshot // what it was made from; may be nil
 
 	id      snapferry.VolumeID
+	state   snapferry.VolumeState
 	acked   bool
 	dropped bool
 	gone    bool
@@ -289,8 +290,8 @@ func (v *volume) String() string {
 
 func (v *volume) at() snapferry.AccountID { return v.site.accounts[v.account] }
 
-// usable reports whether the volume is there to be used.
-func (v *volume) usable() bool { return v.id != "" && !v.dropped && !v.gone && !v.broken }
+// usable reports whether the volume was seen to be there to be used.
+func (v *volume) usable() bool { return v.state == snapferry.VolumeAvailable && !v.dropped && !v.gone }
 
 // crashed makes unsure what was written since the last sync.
 func (v *volume) crashed() {
@@ -375,7 +376,7 @@ func (w *World) observeVolumes(at *site, account int) {
 		case v.gone && x.State != snapferry.VolumeDeleting:
 			w.fail("volume %v was deleted, or never made, and is %s", v, x.State)
 		default:
-			v.id = x.ID
+			v.id, v.state = x.ID, x.State
 			w.observeState(v, x)
 		}
 	}

@@ -41,11 +41,16 @@ var operations = []operation{
 	{4, (*World).pauseLong},
 }
 
-// step lets some time pass and does one random thing. Every fourth world has no
-// faults: there nothing may fail.
+// step lets some time pass and does one random thing.
 func (w *World) step() {
 	w.tb.Helper()
 	w.pause()
+	for _, s := range w.sites {
+		if again := w.rnd.IntN(3) == 0; again && s.Power.Off() {
+			w.reboot(s)
+			w.started(s)
+		}
+	}
 	total := 0
 	for _, o := range operations {
 		total += o.weight

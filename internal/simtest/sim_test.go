@@ -20,7 +20,12 @@ func TestSimulation(t *testing.T) {
 	for i := range *seeds {
 		seed := *firstSeed + uint64(i)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { simtest.NewWorld(t, f, seed).Run() })
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := simtest.NewWorld(t, f, seed)
+				w.Run()
+				t.Log(w.Summary())
+			})
 		})
 	}
 }

@@ -77,18 +77,19 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &World{tb: tb, ctx: ctx, seed: seed, began: time.Now(), disks: map[string]*Disk{}}
+	w.rnd = rand.New(rand.NewPCG(seed, worldSteps+1))
 	tb.Cleanup(func() { cancel(); w.reading.Wait() })
 	names := []snapferry.RegionName{"east", "west", "north"}
 	if seed%4 != 0 {
 		names = names[:2]
 	}
-	dir := tb.TempDir()
+	dir, delays := tb.TempDir(), []time.Duration{0, 30 * time.Millisecond, time.Second, 3 * time.Second}
 	for _, name := range names {
 		s := &site{medium: newMedium(memblob.New()), files: layertest.New(tb), roads: map[snapferry.RegionName]*road{}}
 		peers := map[snapferry.RegionName]func(string) transfer.Remote{}
 		for _, other := range names {
 			if other != name {
-				s.roads[other] = newRoad(NewLink(name))
+				s.roads[other] = newRoad(NewLink(name), delays[w.rnd.IntN(len(delays))])
 				peers[other] = s.roads[other].As
 			}
 		}
@@ -129,12 +130,35 @@ func (w *World) Run() {
 		}
 	}
 	w.rnd = rand.New(rand.NewPCG(w.seed, worldSteps))
-	for _, end := range []func(){w.mend, w.settle, w.observe, w.verify, w.rot, w.clear} {
+	for _, end := range []func(){w.mend, w.settle, w.observe, w.restart, w.verify, w.rot, w.clear} {
 		end()
 		if w.tb.Failed() {
 			return
 		}
 	}
+}
+
+// Summary says what came of what was done.
+func (w *World) Summary() string {
+	n := map[string]int{}
+	for _, s := range w.snaps {
+		kind := "snapshots"
+		if s.source != nil {
+			kind = "copies"
+		}
+		n[kind]++
+		n[kind+" "+string(s.state)]++
+	}
+	for _, s := range w.sites {
+		n["reboots"] += s.reboots
+	}
+	for _, v := range w.vols {
+		n["volumes"]++
+		if v.broken {
+			n["volumes broken"]++
+		}
+	}
+	return fmt.Sprint(n)
 }
 
 // Log is what was done, a line each, with the time since the world began.
@@ -201,6 +225,7 @@ func (w *World) reboot(s *site) {
 		}
 	}
 	s.files = s.files.Cut(w.rnd.Uint64())
+	time.Sleep(time.Second) // else the last process is not before this one
 	s.Reboot(s.files, true)
 }
 
@@ -250,6 +275,21 @@ func (w *World) settle() {
 	}
 }
 
+// restart starts the regions again in which a copy is reserved for ever: one that
+// could not even be given up waits for that.
+func (w *World) restart() {
+	w.tb.Helper()
+	for _, s := range w.sites {
+		var reserved []meta.Copy
+		s.View(func(tx *meta.Tx) (err error) { reserved, err = tx.ActiveCopies(); return err })
+		if len(reserved) > 0 {
+			w.reboot(s)
+			w.started(s)
+		}
+	}
+	w.settle()
+}
+
 // unsettled is what is still to be done, in words.
 func (w *World) unsettled() (left []string) {
 	for _, s := range w.sites {
@@ -274,7 +314,9 @@ func (w *World) unsettled() (left []string) {
 			}
 			copies, err := tx.ActiveCopies()
 			for _, c := range copies {
-				left = append(left, fmt.Sprintf("%s: copy %s %s", s.Name, c.ID, c.State))
+				if !c.Reserved { // else it waits for the next start
+					left = append(left, fmt.Sprintf("%s: copy %s %s", s.Name, c.ID, c.State))
+				}
 			}
 			return err
 		})
