@@ -3,6 +3,7 @@ package simtest
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -36,6 +37,7 @@ var operations = []operation{
 	{2, (*World).compact},
 	{1, (*World).sweepOne},
 	{1, (*World).trespass},
+	{6, (*World).race},
 	{20, (*World).fault},
 	{8, (*World).mend},
 	{4, (*World).pauseLong},
@@ -551,6 +553,53 @@ func (w *World) trespass() {
 		_, err := to.Control.Copy(w.ctx, to.accounts[(s.account+1)%worldAccounts], control.CopyRequest{From: s.site.Name, Source: s.id})
 		if !snapferry.IsKind(err, snapferry.NotFound) && !(w.trouble && snapferry.IsKind(err, snapferry.Unavailable)) {
 			w.fail("%v copied by another account: got %v, want not found", s, err)
+		}
+	}
+}
+
+// race asks for several things of one snapshot at once, one of which is mostly its
+// deletion: that wins over those that come after it.
+func (w *World) race() {
+	w.tb.Helper()
+	s, to, deletes := w.drawSnapshot((*snapshot).ready), w.site(), w.rnd.IntN(4) > 0
+	if s == nil {
+		return
+	}
+	w.log("race for %v, deleted %v", s, deletes)
+	copied := w.expect(&snapshot{site: to, account: s.account, name: w.name("copy"), volume: s.volume, disk: s.disk, source: s})
+	forked := w.expect(&snapshot{site: s.site, account: s.account, name: w.name("fork"), volume: w.name("lineage"), disk: s.disk})
+	v := &volume{
+		site: s.site, account: s.account, name: w.name("volume"), base: s, disk: s.disk.Clone(s.disk.Size()),
+		maybe: map[int64][][]byte{}, unsure: map[int64]bool{},
+	}
+	w.vols = append(w.vols, v)
+	var all sync.WaitGroup
+	var errs [4]error
+	all.Go(func() {
+		if deletes {
+			errs[0] = s.site.Control.Delete(w.ctx, s.at(), s.id)
+		}
+	})
+	all.Go(func() {
+		_, errs[1] = to.Control.Copy(w.ctx, copied.at(), control.CopyRequest{From: s.site.Name, Source: s.id, Labels: control.Labels{Name: copied.name}})
+	})
+	all.Go(func() {
+		_, errs[2] = s.site.Control.Fork(w.ctx, s.at(), control.ForkRequest{Source: s.id, Volume: forked.volume, Labels: control.Labels{Name: forked.name}})
+	})
+	all.Go(func() {
+		_, errs[3] = s.site.Control.CreateVolumes(w.ctx, s.at(), control.VolumeRequest{Name: v.name, Snapshot: s.id})
+	})
+	all.Wait()
+	if deletes {
+		s.dropped, s.gone = true, errs[0] == nil
+	}
+	copied.acked, forked.acked, v.acked = errs[1] == nil, errs[2] == nil, errs[3] == nil
+	w.judge("delete in a race", errs[0])
+	for _, err := range errs[1:] {
+		if deletes {
+			w.judge("race with a deletion", err, snapferry.NotFound, snapferry.Conflict)
+		} else {
+			w.judge("race", err)
 		}
 	}
 }

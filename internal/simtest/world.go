@@ -85,7 +85,7 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 	}
 	dir, delays := tb.TempDir(), []time.Duration{0, 30 * time.Millisecond, time.Second, 3 * time.Second}
 	for _, name := range names {
-		s := &site{medium: newMedium(memblob.New()), files: layertest.New(tb), roads: map[snapferry.RegionName]*road{}}
+		s := &site{medium: newMedium(memblob.New(), delays[w.rnd.IntN(len(delays))]), files: layertest.New(tb), roads: map[snapferry.RegionName]*road{}}
 		peers := map[snapferry.RegionName]func(string) transfer.Remote{}
 		for _, other := range names {
 			if other != name {
@@ -224,6 +224,7 @@ func (w *World) reboot(s *site) {
 			v.crashed()
 		}
 	}
+	s.Power.Cut()
 	s.files = s.files.Cut(w.rnd.Uint64())
 	time.Sleep(time.Second) // else the last process is not before this one
 	s.Reboot(s.files, true)
