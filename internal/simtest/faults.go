@@ -275,7 +275,7 @@ func (m *medium) ReadAt(ctx context.Context, name string, p []byte, off int64) (
 func (w *World) fault() {
 	w.tb.Helper()
 	s, r := w.site(), w.road()
-	kind, n, bit, mode := w.rnd.IntN(24), w.rnd.IntN(30), uint(w.rnd.Uint32()), blobtest.Mode(w.rnd.IntN(2))
+	kind, n, bit, mode := w.rnd.IntN(25), w.rnd.IntN(30), uint(w.rnd.Uint32()), blobtest.Mode(w.rnd.IntN(2))
 	if w.seed%4 == 1 {
 		return
 	}
@@ -298,18 +298,18 @@ func (w *World) fault() {
 	case kind < 18:
 		w.log("request %d of %s is lost %s it is done", n%8, r.link.from, mode)
 		r.loseAt(n%8, mode)
-	case kind < 19:
+	case kind < 20:
 		w.log("frame %d of %s is damaged", n%8, r.link.from)
 		w.flips++
 		r.flipAt(n%8, bit)
-	case kind < 20:
+	case kind < 21:
 		w.log("read %d of the bucket of %s is damaged", n, s.Name)
 		s.medium.flipAt(n, bit)
-	case kind < 21:
+	case kind < 22:
 		w.log("the bucket of %s is full", s.Name)
 		w.full++
 		s.medium.fill(true)
-	case kind < 22:
+	case kind < 23:
 		w.log("the disk of %s is full", s.Name)
 		w.full++
 		s.files.Limit(s.files.Used() + int64(n)*4096)

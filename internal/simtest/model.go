@@ -78,11 +78,30 @@ func key(name, volume string) string { return name + "/" + volume }
 func (w *World) observe() {
 	w.tb.Helper()
 	for _, s := range w.sites {
+		if !w.changed(s) {
+			continue
+		}
 		for account := range accountNames {
 			w.observeSnapshots(s, account)
 			w.observeVolumes(s, account)
 		}
 	}
+}
+
+// changed reports whether a region may show something new.
+func (w *World) changed(at *site) bool {
+	for _, s := range w.snaps {
+		if s.site == at && s.making() {
+			return true
+		}
+	}
+	select {
+	case <-at.changed:
+	default:
+		return false
+	}
+	at.changed = at.DB.Changed()
+	return true
 }
 
 func (w *World) observeSnapshots(at *site, account int) {
@@ -246,9 +265,9 @@ func (w *World) excuse(s *snapshot, x snapferry.Snapshot) {
 	switch {
 	case kind == snapferry.Full && (w.full > s.full || !s.calm && w.full > 0):
 	case kind == snapferry.Corrupt && (w.flips > s.flips || !s.calm && w.flips > 0):
-	case s.source == nil && s.over == nil && rebooted: // its disk is lost
+	case s.source == nil && s.over == nil && (rebooted || !s.acked): // its disk is lost
 	case s.source == nil && s.over == nil && kind == snapferry.Unavailable && (!s.calm || w.troubles > s.troubles):
-	case s.over != nil && s.over.broken:
+	case s.over != nil && (s.over.broken || s.over.adrift()):
 	default:
 		w.fail("%v failed without a cause: %s", s, x.Reason)
 	}
@@ -293,6 +312,11 @@ func (v *volume) at() snapferry.AccountID { return v.site.accounts[v.account] }
 // usable reports whether the volume was seen to be there to be used.
 func (v *volume) usable() bool { return v.state == snapferry.VolumeAvailable && !v.dropped && !v.gone }
 
+// adrift reports whether what the volume was made from, a copy, has ended badly.
+func (v *volume) adrift() bool {
+	return v.base != nil && v.base.source != nil && (v.base.state == snapferry.SnapshotFailed || v.base.ended == snapferry.CopyFailed)
+}
+
 // crashed makes unsure what was written since the last sync.
 func (v *volume) crashed() {
 	for i := range v.maybe {
@@ -330,10 +354,14 @@ func (v *volume) synced() {
 // check compares what was read with the model, which learns what was unsure. It
 // returns the first sector that is wrong, or -1.
 func (v *volume) check(p []byte, off int64) int64 {
+	all := make([]byte, len(p))
+	v.disk.get(all, off)
+	if len(v.unsure) == 0 && bytes.Equal(p, all) {
+		return -1
+	}
 	for i := int64(0); i < int64(len(p)); i += snapferry.SectorSize {
 		sector := (off + i) / snapferry.SectorSize
-		got, want := p[i:i+snapferry.SectorSize], make([]byte, snapferry.SectorSize)
-		v.disk.get(want, off+i)
+		got, want := p[i:i+snapferry.SectorSize], all[i:i+snapferry.SectorSize]
 		if bytes.Equal(got, want) {
 			delete(v.unsure, sector)
 			continue
@@ -386,7 +414,7 @@ func (w *World) observeState(v *volume, x snapferry.Volume) {
 	w.tb.Helper()
 	switch {
 	case x.State != snapferry.VolumeError || v.broken:
-	case v.base != nil && (v.base.state == snapferry.SnapshotFailed || v.base.dropped || v.base.ended == snapferry.CopyFailed):
+	case v.adrift():
 		w.log("volume %v is in error: %s", v, x.Reason)
 		v.broken = true
 	case w.full > 0 && snapferry.ParseKind(prefix(x.Reason)) == snapferry.Full || w.trouble:

@@ -3,6 +3,7 @@ package simtest_test
 import (
 	"flag"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -17,11 +18,17 @@ var (
 // TestSimulation lets worlds live: see simtest.World.
 func TestSimulation(t *testing.T) {
 	f := simtest.NewFactory(t)
+	fast := flag.Lookup("test.failfast").Value.String() == "true"
+	var failed atomic.Bool
 	for i := range *seeds {
 		seed := *firstSeed + uint64(i)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
+			if fast && failed.Load() {
+				t.Skip("another one has failed")
+			}
 			synctest.Test(t, func(t *testing.T) {
+				t.Cleanup(func() { failed.Store(failed.Load() || t.Failed()) })
 				w := simtest.NewWorld(t, f, seed)
 				w.Run()
 				t.Log(w.Summary())

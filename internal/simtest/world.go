@@ -58,11 +58,12 @@ type site struct {
 	roads    map[snapferry.RegionName]*road // to the others
 	dark     bool                           // its power is, or will be, cut
 	reboots  int
+	changed  <-chan struct{} // closed when the metadata has changed since it was observed
 }
 
 const (
 	worldAccounts = 2
-	worldSteps    = 60
+	worldSteps    = 50
 	// worldLease is short, so that takeovers come often.
 	worldLease = 15 * time.Second
 	// worldPatience is how long a world without faults may take to come to rest.
@@ -93,9 +94,12 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 				peers[other] = s.roads[other].As
 			}
 		}
+		unseen := make(chan struct{})
+		close(unseen)
+		s.changed = unseen
 		s.Region = f.NewRegion(tb, Options{
 			Name: name, DB: filepath.Join(dir, string(name)+".db"), Driver: s.medium, Peers: peers, Jobs: true,
-			Lease: worldLease, Poll: worldLease / 3, Grace: time.Minute, Files: s.files, CacheBytes: 1 << 20,
+			Lease: worldLease, Poll: 2 * worldLease, Grace: time.Minute, Files: s.files, CacheBytes: 1 << 20,
 		})
 		for _, a := range accountNames {
 			s.accounts = append(s.accounts, s.Account(a))
@@ -228,6 +232,9 @@ func (w *World) reboot(s *site) {
 	s.files = s.files.Cut(w.rnd.Uint64())
 	time.Sleep(time.Second) // else the last process is not before this one
 	s.Reboot(s.files, true)
+	unseen := make(chan struct{})
+	close(unseen)
+	s.changed = unseen
 }
 
 // started waits until a region has taken up what its last process left.

@@ -1,0 +1,96 @@
+package mutation
+
+const (
+	simulated  = "internal/simtest"
+	simTest    = "TestSimulation"
+	simCopies  = control + "/copies.go"
+	simJournal = "\tp.shown = max(p.shown, p.clip(p.settled*snapferry.BlockSize))\n"
+)
+
+// worlds is how many worlds each of these faults has to show itself in.
+var worlds = []string{"-seeds", "200"}
+
+// simulationList is faults that show only where whole regions live beside one
+// another, and that the worlds of the simulation must come upon by chance.
+var simulationList = []mutation{
+	{
+		name: "in a world: a deletion takes what another region reads", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{
+			{ctlSnaps, "case len(pins) > 0:\n", "case len(pins) > 1<<20:\n"},
+			{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = len(pins) > 1<<20; pinned {"},
+		},
+	},
+	{
+		name: "in a world: what is being deleted is pinned", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlHost, "\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n\t\t_, err = tx.InsertPin(row)\n", "\t\t_, err = tx.InsertPin(row)\n"}, {ctlHost, "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n", "\t\tvar err error\n"}},
+	},
+	{
+		name: "in a world: the pin is released before the commit", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlCopyJob, "\terr = transfer.Run(ctx, cfg)\n", "\t_ = from.Release(ctx, transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})\n\terr = transfer.Run(ctx, cfg)\n"}},
+	},
+	{
+		name: "in a world: a pin whose answer was lost stays", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlCopyJob, "\tif c.Pin == \"\" {\n", "\tif c.Pin == \"\" {\n\t\treturn nil\n\t}\n\tif c.Pin == \"\" {\n"}},
+	},
+	{
+		name: "in a world: a release that the source did not hear is not repeated", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlCopyJob, "\terr = from.Release(ctx, h)\n", "\t_ = from.Release(ctx, h)\n"}},
+	},
+	{
+		name: "in a world: frames are not compared with their digests", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{vault + "/leaf.go", "\tif digest.Block(l.plain) != d {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d: %w\", at, digest.ErrMismatch)\n\t}\n\tif bytes.Equal(l.plain, zeros[:]) {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d is all zero", "\tif bytes.Equal(l.plain, zeros[:]) {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d is all zero"}},
+	},
+	{
+		name: "in a world: deletion compares digests, not refs", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{"blockmap/only.go", "ok && SameRef(mine, theirs)", "ok && SameDigest(mine, theirs)"}},
+	},
+	{
+		name: "in a world: a ghost with two children is spliced out", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{visit, "func (f *family) ends() bool {\n\treturn f.self.State == snapferry.VersionGhost && !f.waits() && f.n <= 1", "func (f *family) ends() bool {\n\treturn f.self.State == snapferry.VersionGhost && !f.waits()"}, {visit, "if f.n > 1 {", "if f.n > 1<<20 {"}},
+	},
+	{
+		name: "in a world: deletion does not wait for open children", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{visit, "return f.open > 0 }", "return f.open > 1<<20 }"}},
+	},
+	{
+		name: "in a world: a sweep takes what is being written", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{vault + "/sweep.go", "if err == nil && ver.State == snapferry.VersionOpen {", "if err == nil && ver.State == \"\" {"}, {"internal/meta/statements.go", "v.state = 'open') ORDER BY id LIMIT $2", "v.state = 'none') ORDER BY id LIMIT $2"}},
+	},
+	{
+		name: "in a world: a checkpoint counts leaves that are not stored", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{vault + "/writer.go", "\tif err := w.pack.wait(); err != nil {\n\t\treturn err\n\t}\n\tcounts.Stored = w.counts().Stored // with what was being put\n\ttaken := w.pack.take()\n", "\ttaken := w.pack.take()\n"}},
+	},
+	{
+		name: "in a world: progress begins again with each run", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{
+			{ctlCopyJob, simJournal, "\tp.shown = p.clip(p.settled * snapferry.BlockSize)\n"},
+		},
+	},
+	{
+		name: "in a world: what was received is metered twice", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlCopyJob, "meter(tx, s.Account, \"received\", s.ID, counts.Moved)", "meter(tx, s.Account, \"received\", s.ID, 2*counts.Moved)"}},
+	},
+	{
+		name: "in a world: a cancelled copy goes on", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{
+			{ctlCopyJob, "if err == nil && now.State.Terminal() {", "if err == nil && now.State == \"\" {"},
+			{ctlSnaps, "\t\tif err := cancelJobs(tx, string(s.ID)); err != nil {\n\t\t\treturn err\n\t\t}\n", ""},
+		},
+	},
+	{
+		name: "in a world: an export does not hold what it reads", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{ctlSnaps, "if release, err = r.vault.Reading(ctx, version, freeAfter(version)); err != nil {", "if release = func() {}; err != nil {"}},
+	},
+	{
+		name: "in a world: the folder of volumes is not durable", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{control + "/live.go", "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n", ""}},
+	},
+	{
+		name: "in a world: a flush leaves out all layers but the top", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{"internal/head/write.go", "\tfor _, s := range vw.layers[:n] {\n\t\tif !s.Dirty() {", "\tfor _, s := range vw.layers[n-1 : n] {\n\t\tif !s.Dirty() {"}},
+	},
+	{
+		name: "in a world: the waiting copy of a lineage is not woken", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{simCopies, "\treturn wakeNext(tx, c)\n", "\treturn nil\n"}, {ctlCopyJob, "func wakeNext(", "func _(tx *meta.Tx, c meta.Copy) { _ = wakeNext(tx, c) }\n\nfunc wakeNext("}},
+	},
+}
