@@ -28,7 +28,6 @@ type road struct {
 	frames int              // frames so far
 	flip   map[int]uint     // bits of frames
 	moved  map[string]int64 // bytes of frames that arrived, by pin
-	broken int              // frames that were damaged
 }
 
 func newRoad(l *Link, delay time.Duration) *road {
@@ -66,12 +65,11 @@ func (r *road) flipAt(n int, bit uint) {
 	r.flip[r.frames+n] = bit
 }
 
-// arrived returns the bytes of frames that came for a pin, and how many frames
-// were damaged so far, whatever they were for.
-func (r *road) arrived(pin string) (bytes int64, damaged int) {
+// arrived returns the bytes of frames that came for a pin.
+func (r *road) arrived(pin string) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.moved[pin], r.broken
+	return r.moved[pin]
 }
 
 // request does a request, or loses it or its answer.
@@ -114,7 +112,6 @@ func (r *road) arrive(pin string, f transfer.Frame) transfer.Frame {
 	bit, damaged := r.flip[r.frames]
 	r.frames++
 	if damaged && len(f.Payload) > 0 {
-		r.broken++
 		f.Payload = slices.Clone(f.Payload)
 		bit %= uint(len(f.Payload)) * 8
 		f.Payload[bit/8] ^= 1 << (bit % 8)
@@ -282,6 +279,8 @@ func (w *World) fault() {
 	w.trouble = true
 	w.troubles++
 	switch {
+	case kind < 8 && s.files == nil && !s.dark:
+		w.overtake(s)
 	case kind < 6:
 		w.crash(s, n, mode)
 	case kind < 9:
@@ -309,7 +308,7 @@ func (w *World) fault() {
 		w.log("the bucket of %s is full", s.Name)
 		w.full++
 		s.medium.fill(true)
-	case kind < 23:
+	case kind < 23 && s.files != nil:
 		w.log("the disk of %s is full", s.Name)
 		w.full++
 		s.files.Limit(s.files.Used() + int64(n)*4096)

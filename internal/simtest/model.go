@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"bytes"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/digest"
@@ -31,10 +32,9 @@ type snapshot struct {
 	dropped bool                // its deletion was asked for, and may happen
 	gone    bool                // it is deleted, or never came about
 
-	// What had gone wrong in the world, at the source and here when it was begun.
-	calm                       bool
-	troubles, full, flips      int
-	reboots, sourceWas, damage int
+	// What had gone wrong when it was asked for.
+	calm, overtaken                bool
+	troubles, full, flips, reboots int
 }
 
 func (s *snapshot) String() string {
@@ -58,12 +58,7 @@ func (s *snapshot) making() bool {
 func (w *World) expect(s *snapshot) *snapshot {
 	s.sum = s.disk.Digest()
 	s.calm, s.troubles, s.full, s.flips, s.reboots = !w.trouble, w.troubles, w.full, w.flips, s.site.reboots
-	if s.source != nil {
-		s.sourceWas = s.source.site.reboots
-		if r := s.road(); r != nil {
-			_, s.damage = r.arrived("")
-		}
-	}
+	s.overtaken = time.Now().Before(s.site.dying)
 	w.snaps = append(w.snaps, s)
 	return s
 }
@@ -247,7 +242,7 @@ func (w *World) becameReady(s *snapshot, x snapferry.Snapshot) {
 	if r == nil {
 		return
 	}
-	moved, _ := r.arrived(pin)
+	moved := r.arrived(pin)
 	quiet := s.calm && s.troubles == w.troubles
 	if records > 1 || bytes != x.Counts.Moved || bytes > moved || quiet && bytes != moved {
 		w.fail("%v: metered %d bytes in %d records, its counts say %d, and %d arrived", s, bytes, records, x.Counts.Moved, moved)
@@ -261,7 +256,7 @@ func (w *World) becameReady(s *snapshot, x snapferry.Snapshot) {
 func (w *World) excuse(s *snapshot, x snapferry.Snapshot) {
 	w.tb.Helper()
 	kind := snapferry.ParseKind(prefix(x.Reason))
-	rebooted := s.site.reboots > s.reboots || s.site.dark
+	rebooted := s.site.reboots > s.reboots || s.site.dark || s.overtaken
 	switch {
 	case kind == snapferry.Full && (w.full > s.full || !s.calm && w.full > 0):
 	case kind == snapferry.Corrupt && (w.flips > s.flips || !s.calm && w.flips > 0):

@@ -257,6 +257,9 @@ func (w *World) createVolume() {
 		v.site, v.account, v.disk = b.site, b.account, b.disk.Clone(b.disk.Size())
 		q.Snapshot, q.Size = b.id, 0
 	}
+	if v.site.files == nil {
+		return
+	}
 	w.log("create volume %v of %v", v, v.base)
 	_, err := v.site.Control.CreateVolumes(w.ctx, v.at(), q)
 	v.acked = err == nil
@@ -572,7 +575,9 @@ func (w *World) race() {
 		site: s.site, account: s.account, name: w.name("volume"), base: s, disk: s.disk.Clone(s.disk.Size()),
 		maybe: map[int64][][]byte{}, unsure: map[int64]bool{},
 	}
-	w.vols = append(w.vols, v)
+	if s.site.files != nil {
+		w.vols = append(w.vols, v)
+	}
 	var all sync.WaitGroup
 	var errs [4]error
 	all.Go(func() {
@@ -587,7 +592,9 @@ func (w *World) race() {
 		_, errs[2] = s.site.Control.Fork(w.ctx, s.at(), control.ForkRequest{Source: s.id, Volume: forked.volume, Labels: control.Labels{Name: forked.name}})
 	})
 	all.Go(func() {
-		_, errs[3] = s.site.Control.CreateVolumes(w.ctx, s.at(), control.VolumeRequest{Name: v.name, Snapshot: s.id})
+		if s.site.files != nil {
+			_, errs[3] = s.site.Control.CreateVolumes(w.ctx, s.at(), control.VolumeRequest{Name: v.name, Snapshot: s.id})
+		}
 	})
 	all.Wait()
 	if deletes {

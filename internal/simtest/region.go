@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ type Options struct {
 	CacheBytes int64
 	// Exporter serves volumes; nil for none.
 	Exporter control.Exporter
-	Poll time.Duration // of jobs; 0 for 50 ms
+	Poll     time.Duration // of jobs; 0 for 50 ms
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
@@ -67,6 +68,7 @@ type Region struct {
 	key    ed25519.PrivateKey
 	starts int
 	stop   func()
+	behind sync.WaitGroup                 // processes that were taken for dead
 	live   atomic.Pointer[control.Region] // Control, for links
 	lost   bool                           // the files of volumes are as if the machine were off
 }
@@ -263,6 +265,19 @@ func (r *Region) Stop() {
 		r.stop()
 		r.stop = nil
 	}
+	r.behind.Wait()
+}
+
+// Overtake starts the region while its last process goes on for a time, as one does
+// that was taken for dead. It must have no live volumes.
+func (r *Region) Overtake(d time.Duration) {
+	r.tb.Helper()
+	old := r.stop
+	r.behind.Go(func() {
+		time.Sleep(d)
+		old()
+	})
+	r.start()
 }
 
 // Restart stops the region, brings the power back and starts it again on what

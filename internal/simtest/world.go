@@ -53,11 +53,12 @@ type World struct {
 type site struct {
 	*Region
 	medium   *medium
-	files    *layertest.Power
+	files    *layertest.Power // nil: the region has no live volumes
 	accounts []snapferry.AccountID
 	roads    map[snapferry.RegionName]*road // to the others
 	dark     bool                           // its power is, or will be, cut
 	reboots  int
+	dying    time.Time       // until when a process goes on that was taken for dead
 	changed  <-chan struct{} // closed when the metadata has changed since it was observed
 }
 
@@ -86,7 +87,7 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 	}
 	dir, delays := tb.TempDir(), []time.Duration{0, 30 * time.Millisecond, time.Second, 3 * time.Second}
 	for _, name := range names {
-		s := &site{medium: newMedium(memblob.New(), delays[w.rnd.IntN(len(delays))]), files: layertest.New(tb), roads: map[snapferry.RegionName]*road{}}
+		s := &site{medium: newMedium(memblob.New(), delays[w.rnd.IntN(len(delays))]), roads: map[snapferry.RegionName]*road{}}
 		peers := map[snapferry.RegionName]func(string) transfer.Remote{}
 		for _, other := range names {
 			if other != name {
@@ -94,13 +95,16 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 				peers[other] = s.roads[other].As
 			}
 		}
-		unseen := make(chan struct{})
-		close(unseen)
-		s.changed = unseen
-		s.Region = f.NewRegion(tb, Options{
+		s.anew()
+		o := Options{
 			Name: name, DB: filepath.Join(dir, string(name)+".db"), Driver: s.medium, Peers: peers, Jobs: true,
-			Lease: worldLease, Poll: 2 * worldLease, Grace: time.Minute, Files: s.files, CacheBytes: 1 << 20,
-		})
+			Lease: worldLease, Poll: 2 * worldLease, Grace: time.Minute, CacheBytes: 1 << 20,
+		}
+		if seed%8 != 6 {
+			s.files = layertest.New(tb)
+			o.Files = s.files
+		}
+		s.Region = f.NewRegion(tb, o)
 		for _, a := range accountNames {
 			s.accounts = append(s.accounts, s.Account(a))
 		}
@@ -228,10 +232,32 @@ func (w *World) reboot(s *site) {
 			v.crashed()
 		}
 	}
-	s.Power.Cut()
-	s.files = s.files.Cut(w.rnd.Uint64())
 	time.Sleep(time.Second) // else the last process is not before this one
-	s.Reboot(s.files, true)
+	if s.files != nil {
+		s.Power.Cut()
+		s.files = s.files.Cut(w.rnd.Uint64())
+		s.Reboot(s.files, true)
+	} else {
+		s.Restart()
+	}
+	s.anew()
+}
+
+// overtake starts a region while its last process goes on for a while.
+func (w *World) overtake(s *site) {
+	w.tb.Helper()
+	d := []time.Duration{time.Second, 10 * time.Second, time.Minute}[w.rnd.IntN(3)]
+	w.log("%s is overtaken, its last process goes on for %v", s.Name, d)
+	s.reboots++
+	time.Sleep(time.Second)
+	s.dying = time.Now().Add(d + time.Second)
+	s.Overtake(d)
+	s.anew()
+	w.started(s)
+}
+
+// anew has the region observed after a start.
+func (s *site) anew() {
 	unseen := make(chan struct{})
 	close(unseen)
 	s.changed = unseen
@@ -252,7 +278,9 @@ func (w *World) mend() {
 	w.log("all faults end")
 	for _, s := range w.sites {
 		s.medium.mend()
-		s.files.Limit(-1)
+		if s.files != nil {
+			s.files.Limit(-1)
+		}
 		if s.Power.Restore() || s.dark {
 			w.reboot(s)
 			w.started(s)
