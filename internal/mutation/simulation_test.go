@@ -41,6 +41,24 @@ var simulationList = []mutation{
 		edits: []edit{{vault + "/leaf.go", "\tif digest.Block(l.plain) != d {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d: %w\", at, digest.ErrMismatch)\n\t}\n\tif bytes.Equal(l.plain, zeros[:]) {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d is all zero", "\tif bytes.Equal(l.plain, zeros[:]) {\n\t\treturn snapferry.Errorf(snapferry.Corrupt, \"block %d is all zero"}},
 	},
 	{
+		name: "in a world: a copy keeps what its source has no more, and its commit does not compare", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{
+			{"internal/transfer/plan.go", "\t\treturn p.absent(ctx, c, emit)\n", "\t\treturn nil\n"},
+			{ctlCopyJob, "\t\tWant: d.Digest, Also: holds,\n", "\t\tAlso: holds,\n"},
+		},
+	},
+	{
+		name: "in a world: attach without a check of the parent", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{
+			{life, "if parent.State != snapferry.VersionSealed || parent.Chain != row.Chain {", "if parent.Chain != row.Chain {"},
+			{"internal/meta/versions.go", "if v.State == snapferry.VersionOpen && p.State == snapferry.VersionGhost {", "if false {"},
+		},
+	},
+	{
+		name: "in a world: jobs that were taken over commit", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{"internal/job/job.go", "return tx.CheckLease(r.Job.ID, r.Token) }", "return nil }"}},
+	},
+	{
 		name: "in a world: deletion compares digests, not refs", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{{"blockmap/only.go", "ok && SameRef(mine, theirs)", "ok && SameDigest(mine, theirs)"}},
 	},

@@ -25,8 +25,8 @@ type road struct {
 	delay  time.Duration // of each request for nodes or blocks, and of each frame
 	asked  int           // requests so far
 	lose   map[int]blobtest.Mode
-	frames int              // frames so far
-	flip   map[int]uint     // bits of frames
+	frames int              // frames and nodes so far
+	flip   map[int]uint     // bits of frames and nodes
 	moved  map[string]int64 // bytes of frames that arrived, by pin
 }
 
@@ -58,7 +58,7 @@ func (r *road) loseAt(n int, mode blobtest.Mode) {
 	r.lose[r.asked+n] = mode
 }
 
-// flipAt inverts a bit of the nth frame from now on.
+// flipAt inverts a bit of the nth frame or node from now on.
 func (r *road) flipAt(n int, bit uint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -119,6 +119,22 @@ func (r *road) arrive(pin string, f transfer.Frame) transfer.Frame {
 	return f
 }
 
+// node damages a node when it is its turn; nodes count as frames in that.
+func (r *road) node(n *blockmap.Node) *blockmap.Node {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bit, damaged := r.flip[r.frames]
+	r.frames++
+	if !damaged || len(n.Digests) == 0 {
+		return n
+	}
+	wrong := *n
+	wrong.Digests = slices.Clone(n.Digests)
+	d := &wrong.Digests[bit%uint(len(n.Digests))]
+	d[bit/8%uint(len(d))] ^= 1 << (bit % 8)
+	return &wrong
+}
+
 // As is what a region's configuration wants of a peer.
 func (r *road) As(account string) transfer.Remote { return &traveller{r, r.link.As(account)} }
 
@@ -160,7 +176,9 @@ func (t *traffic) Nodes(ctx context.Context, at []snapferry.Position, fn func(sn
 	if err := t.road.wait(ctx); err != nil {
 		return err
 	}
-	return t.road.request(func() error { return t.from.Nodes(ctx, at, fn) })
+	return t.road.request(func() error {
+		return t.from.Nodes(ctx, at, func(at snapferry.Position, n *blockmap.Node) error { return fn(at, t.road.node(n)) })
+	})
 }
 
 func (t *traffic) Blocks(ctx context.Context, want []transfer.Want) (f transfer.Frames, err error) {
