@@ -186,8 +186,8 @@ func (w *World) remove(s *snapshot) {
 	switch {
 	case err == nil:
 		s.dropped, s.gone = true, true
-	case snapferry.IsKind(err, snapferry.Conflict) && s.source != nil && !s.state.Settled():
-		w.log("%v", err)
+	case snapferry.IsKind(err, snapferry.Conflict) && !s.state.Settled():
+		w.log("%v", err) // a volume reads it, or it has become ready just now
 	case snapferry.IsKind(err, snapferry.NotFound) && s.dropped:
 		s.gone = true
 	default:
