@@ -22,7 +22,7 @@ var simulationList = []mutation{
 	},
 	{
 		name: "in a world: what is being deleted is pinned", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{ctlHost, "\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n\t\t_, err = tx.InsertPin(row)\n", "\t\t_, err = tx.InsertPin(row)\n"}, {ctlHost, "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n", "\t\tvar err error\n"}},
+		edits: []edit{{ctlHost, ctlPinLooks, "\t\tvar err error\n"}},
 	},
 	{
 		name: "in a world: the pin is released before the commit", pkg: simulated, test: simTest, args: worlds,
@@ -101,7 +101,7 @@ var simulationList = []mutation{
 	},
 	{
 		name: "in a world: the folder of volumes is not durable", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{control + "/live.go", "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n", ""}},
+		edits: []edit{{ctlLive, ctlSyncDir, ""}},
 	},
 	{
 		name: "in a world: a flush leaves out all layers but the top", pkg: simulated, test: simTest, args: worlds,
