@@ -72,6 +72,7 @@ func key(name, volume string) string { return name + "/" + volume }
 // observe compares what the regions show with the model.
 func (w *World) observe() {
 	w.tb.Helper()
+	w.judgeExports()
 	for _, s := range w.sites {
 		if !w.changed(s) {
 			continue

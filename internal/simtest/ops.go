@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"testing/synctest"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -494,21 +495,42 @@ func (w *World) export() {
 		return
 	}
 	w.log("export %v", s)
-	r, reboots, quiet, troubles := s.site.Control, s.site.reboots, !w.trouble, w.troubles
-	begun := make(chan struct{})
+	r, e := s.site.Control, exported{s: s, got: NewDisk(s.disk.Size()), calm: !w.trouble, reboots: s.site.reboots, troubles: w.troubles}
 	w.reading.Go(func() {
-		got := NewDisk(s.disk.Size())
-		close(begun)
-		err := r.Export(w.ctx, s.at(), s.id, slowTarget{got, w.ctx, delay}, nil)
-		switch {
-		case err != nil && (s.site.reboots > reboots || s.dropped || w.ctx.Err() != nil || !quiet || w.troubles > troubles):
-		case err != nil:
-			w.fail("export %v: %v", s, err)
-		case got.Digest() != s.sum:
-			w.fail("%v was exported as %v, want %v", s, got.Digest(), s.sum)
-		}
+		e.err = r.Export(w.ctx, s.at(), s.id, slowTarget{e.got, w.ctx, delay}, nil)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.exports = append(w.exports, e)
 	})
-	<-begun
+	synctest.Wait() // it reads by now, whatever is deleted next
+}
+
+// exported is an export that has ended, and how the world was when it began.
+type exported struct {
+	s                 *snapshot
+	got               *Disk
+	err               error
+	calm              bool
+	reboots, troubles int
+}
+
+// judgeExports looks at the exports that have ended.
+func (w *World) judgeExports() {
+	w.tb.Helper()
+	w.mu.Lock()
+	all := w.exports
+	w.exports = nil
+	w.mu.Unlock()
+	for _, e := range all {
+		s := e.s
+		switch {
+		case e.err != nil && (s.site.reboots > e.reboots || !e.calm || w.troubles > e.troubles):
+		case e.err != nil:
+			w.fail("export %v: %v", s, e.err)
+		case e.got.Digest() != s.sum:
+			w.fail("%v was exported as %v, want %v", s, e.got.Digest(), s.sum)
+		}
+	}
 }
 
 // compact compacts a chain beside the region's own jobs.

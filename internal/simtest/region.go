@@ -1,6 +1,7 @@
 // Package simtest builds regions in one process for tests: metadata, bucket,
 // vault, jobs and control plane over a store that survives a restart, cut off
-// power and broken links on demand, and a check of all accounts at the end.
+// power and broken links on demand, and a check of all accounts at the end. A
+// World is such regions with random lives and a model of what they must hold.
 package simtest
 
 import (

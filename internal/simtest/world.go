@@ -45,8 +45,9 @@ type World struct {
 	flips    int  // faults that change bits, so far
 	reading  sync.WaitGroup
 
-	mu   sync.Mutex
-	what []string // was done; guarded by mu
+	mu      sync.Mutex
+	what    []string   // was done; guarded by mu
+	exports []exported // that nobody has looked at; guarded by mu
 }
 
 // A site is a region of a world.
@@ -297,6 +298,7 @@ func (w *World) settle() {
 	w.tb.Helper()
 	w.log("settle")
 	w.reading.Wait()
+	w.judgeExports()
 	end := time.Now().Add(worldPatience)
 	for nap := 50 * time.Millisecond; ; nap = min(2*nap, 30*time.Second) {
 		time.Sleep(nap)
