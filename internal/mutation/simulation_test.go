@@ -3,7 +3,6 @@ package mutation
 const (
 	simulated = "internal/simtest"
 	simTest   = "TestSimulation"
-	simCopies = control + "/copies.go"
 )
 
 // worlds is how many worlds each of these faults has to show itself in.
@@ -73,26 +72,7 @@ var simulationList = []mutation{
 		edits: []edit{{ctlCopyJob, "meter(tx, s.Account, \"received\", s.ID, counts.Moved)", "meter(tx, s.Account, \"received\", s.ID, 2*counts.Moved)"}},
 	},
 	{
-		name: "in a world: a cancelled copy goes on", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{
-			{ctlCopyJob, "if err == nil && now.State.Terminal() {", "if err == nil && now.State == \"\" {"},
-			{ctlSnaps, "\t\tif err := cancelJobs(tx, string(s.ID)); err != nil {\n\t\t\treturn err\n\t\t}\n", ""},
-		},
-	},
-	{
-		name: "in a world: an export does not hold what it reads", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{ctlSnaps, "if release, err = r.vault.Reading(ctx, version, freeAfter(version)); err != nil {", "if release = func() {}; err != nil {"}},
-	},
-	{
 		name: "in a world: the folder of volumes is not durable", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{{ctlLive, ctlSyncDir, ""}},
-	},
-	{
-		name: "in a world: a flush leaves out all layers but the top", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{"internal/head/write.go", "\tfor _, s := range vw.layers[:n] {\n\t\tif !s.Dirty() {", "\tfor _, s := range vw.layers[n-1 : n] {\n\t\tif !s.Dirty() {"}},
-	},
-	{
-		name: "in a world: the waiting copy of a lineage is not woken", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{simCopies, "\treturn wakeNext(tx, c)\n", "\treturn nil\n"}, {ctlCopyJob, "func wakeNext(", "func _(tx *meta.Tx, c meta.Copy) { _ = wakeNext(tx, c) }\n\nfunc wakeNext("}},
 	},
 }
