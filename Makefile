@@ -15,7 +15,7 @@ RACETIMEOUT ?= 60m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations histories stopped kills volumes fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations histories simulate stopped kills volumes fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -76,6 +76,16 @@ mutations:
 HISTORIES ?= 10000
 histories:
 	go test ./internal/vault -run TestLifeAndDeath -histories $(HISTORIES) -timeout 300m
+
+# Worlds of two or three regions in virtual time, many of them: random imports, copies,
+# live volumes, deletions, with power cuts, broken links, full disks and flipped bits, and
+# a model of what they must hold. Two hours or so. One that fails says what was done in
+# it; it is run again with:  go test ./internal/simtest -run TestSimulation -seed N -seeds 1
+# -count 20, because the scheduler too has a small part in what happens.
+SEEDS     ?= 10000
+FIRSTSEED ?= 1
+simulate:
+	go test ./internal/simtest -run TestSimulation -seeds $(SEEDS) -seed $(FIRSTSEED) -timeout 600m
 
 # A worker, a process of its own, is stopped (SIGSTOP) at every change it makes of
 # the bucket, taken over, and woken after a minute. Ten minutes or so.

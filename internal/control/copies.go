@@ -194,7 +194,7 @@ func (r *Region) repeated(ctx context.Context, account snapferry.AccountID, req 
 func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description, c meta.Copy, pin string) (meta.Snapshot, error) {
 	s := req.snapshot(account, d.Size)
 	s.State, s.Copy, s.SourceVolume = snapferry.SnapshotCopying, c.ID, d.Volume
-	s.Source = &c.Source
+	s.Source, s.Counts.Present = &c.Source, d.Present
 	err := r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := r.hasRoom(tx, account); err != nil {
 			return err // others came meanwhile

@@ -22,7 +22,6 @@ type copyProgress struct {
 	Done     int64 `json:"done"`     // plain bytes settled durably, the most ever shown
 	Moved    int64 `json:"moved"`    // bytes received
 	Received int64 `json:"received"` // plain bytes received
-	Total    int64 `json:"total"`    // plain bytes to settle
 	Reused   int64 `json:"reused"`   // plain bytes that were here
 	ToMove   int64 `json:"to_move"`  // bytes that are still to come
 
@@ -192,6 +191,7 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyPlanning, nil); err != nil {
 		return err
 	}
+	p.total = s.Counts.Present // as the source said when the copy was admitted
 	r.setRunning(s.ID, &running{started: p.pulse.base, total: p.total, done: p.done, counts: p.counts, pull: p})
 	defer r.setRunning(s.ID, nil)
 	from, d, err := r.sourceOf(ctx, c)
@@ -387,7 +387,7 @@ type puller struct {
 
 func newPuller(run *job.Run, c meta.Copy) *puller {
 	p := &puller{run: run, copy: c, pending: map[uint64]int64{}, seen: readProgress(run.Job), pulse: newPulse()}
-	p.shown, p.total = p.seen.Done, p.seen.Total
+	p.shown = p.seen.Done
 	p.prior.Moved, p.before = p.seen.Moved, p.seen.Received
 	return p
 }
@@ -520,7 +520,7 @@ func (p *puller) report() {
 	counts := p.counts()
 	x.Moved, x.Reused = counts.Moved, counts.Reused
 	p.mu.Lock()
-	x.Total, x.Idle, x.Last = p.total, p.seen.Idle, p.seen.Last
+	x.Idle, x.Last = p.seen.Idle, p.seen.Last
 	p.mu.Unlock()
 	if p.came() {
 		x.Last = p.pulse.base.Add(time.Duration(p.pulse.last.Load()))

@@ -162,40 +162,54 @@ func shares(rate int64, needs []need, now time.Time) (of map[snapferry.CopyID]in
 	return of, int64(math.Round(max(free, least)))
 }
 
-// paceEvery is how often the region looks at its copies.
-const paceEvery = time.Second
+const (
+	// paceEvery is how often the region looks at its copies.
+	paceEvery = time.Second
+	// restEvery is how often it looks whether there are any, when nothing tells.
+	restEvery = time.Minute
+)
 
 // paceCopies sets the rates of copies until ctx ends.
 func (r *Region) paceCopies(ctx context.Context) {
-	tick := time.NewTicker(paceEvery)
-	defer tick.Stop()
 	for {
-		if err := r.paceOnce(ctx); err != nil && ctx.Err() == nil {
+		changed := r.db.Changed()
+		active, err := r.paceOnce(ctx)
+		if err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "set the rates of copies", "err", err)
 		}
+		next := restEvery
+		if active > 0 || err != nil {
+			changed, next = nil, paceEvery
+		}
+		wait := time.NewTimer(next)
 		select {
-		case <-tick.C:
+		case <-changed:
+		case <-wait.C:
 		case <-ctx.Done():
+		}
+		wait.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-func (r *Region) paceOnce(ctx context.Context) error {
+// paceOnce sets the rates as they are to be now, and says for how many copies.
+func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 	var rows []meta.Limit
 	var active []meta.Copy
-	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if rows, err = tx.Limits(); err == nil {
 			active, err = tx.ActiveCopies()
 		}
 		return err
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	now := time.Now()
 	if err := r.limits.load(rows, now); err != nil {
-		return err
+		return 0, err
 	}
 	r.limits.keep(active)
 	links := map[snapferry.RegionName][]*meta.Copy{}
@@ -207,7 +221,7 @@ func (r *Region) paceOnce(ctx context.Context) error {
 	for link, copies := range links {
 		r.shareLink(link, copies, now)
 	}
-	return r.noteLate(ctx, active, now)
+	return len(active), r.noteLate(ctx, active, now)
 }
 
 // shareLink divides a link between the copies over it.

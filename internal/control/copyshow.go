@@ -100,19 +100,23 @@ func (r *Region) copyProgress(tx *meta.Tx, c *meta.Copy) (*snapferry.Progress, e
 	if x != nil && x.pull != nil {
 		return x.show(), nil
 	}
+	s, err := tx.Snapshot(c.Snapshot)
+	if err != nil {
+		return nil, err
+	}
 	jobs, err := tx.JobsOf(string(c.Snapshot))
 	for i := range jobs {
 		if jobs[i].Kind == jobCopy {
-			return jobProgress(jobs[i], c), err
+			return jobProgress(jobs[i], c, s.Counts.Present), err
 		}
 	}
 	return nil, err
 }
 
 // jobProgress is what a job of a copy remembers.
-func jobProgress(j job.Job, c *meta.Copy) *snapferry.Progress {
+func jobProgress(j job.Job, c *meta.Copy, total int64) *snapferry.Progress {
 	seen := readProgress(j)
-	p := &snapferry.Progress{Total: seen.Total, Done: seen.Done, Started: c.Started, Reused: seen.Reused, Moved: seen.Moved, ToMove: seen.ToMove}
+	p := &snapferry.Progress{Total: total, Done: seen.Done, Started: c.Started, Reused: seen.Reused, Moved: seen.Moved, ToMove: seen.ToMove}
 	since := seen.Last
 	if since.IsZero() {
 		since = c.Started

@@ -132,7 +132,15 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 	row := meta.Pin{ID: id, Snapshot: s.ID, Version: s.Version, Region: c.Region, Incarnation: p.Incarnation, Copy: p.Copy, Created: time.Now(), Seen: time.Now()}
 	hold := meta.Hold{Version: s.Version, Kind: vault.HoldPin, Owner: id, Created: row.Created, Pin: &row}
 	err = h.vault.Hold(ctx, hold, func(tx *meta.Tx) error {
-		_, err := tx.InsertPin(row)
+		// It may have been deleted just now, while something else holds the version.
+		now, err := own(tx, s.Account, s.ID)
+		if err != nil {
+			return err
+		}
+		if err := checkReady(now); err != nil {
+			return err
+		}
+		_, err = tx.InsertPin(row)
 		return err
 	})
 	return transfer.Handle{Pin: id, Snapshot: s.ID}, h.orRepair(ctx, s.Version, err)

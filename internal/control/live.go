@@ -202,6 +202,10 @@ func (r *Region) startVolumes(ctx context.Context) error {
 	if r.files.FS == nil {
 		return nil
 	}
+	// The folder of all volumes may be new, and not be there after a power cut.
+	if err := r.files.FS.SyncDir("."); err != nil {
+		return err
+	}
 	if err := r.adoptVolumes(ctx); err != nil {
 		return err
 	}

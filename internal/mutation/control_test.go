@@ -5,6 +5,9 @@ const (
 	ctlUpkeep   = control + "/upkeep.go"
 	ctlSnaps    = control + "/snapshots.go"
 	ctlHost     = control + "/host.go"
+	ctlLive     = control + "/live.go"
+	ctlSyncDir  = "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n"
+	ctlPinLooks = "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n"
 	ctlCopyJob  = control + "/copyjob.go"
 	ctlQueue    = control + "/copyqueue.go"
 	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn r.endCopy"
@@ -172,5 +175,13 @@ var controlList = []mutation{
 	{
 		name: "what volumes read of a copy before a restart crosses again", pkg: control, test: "TestVolumeOfRunningCopy",
 		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(s.Version)()\n", ""}},
+	},
+	{
+		name: "the folder of all volumes is not durable", pkg: control, test: "TestFirstVolumeSurvives",
+		edits: []edit{{ctlLive, ctlSyncDir, ""}},
+	},
+	{
+		name: "a pin does not look at its snapshot again", pkg: control, test: "TestPinOfDeleted",
+		edits: []edit{{ctlHost, ctlPinLooks, "\t\tvar err error\n"}},
 	},
 }

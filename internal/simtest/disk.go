@@ -150,6 +150,19 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// get is ReadAt, and put WriteAt, within the disk.
+func (d *Disk) get(p []byte, off int64) {
+	if _, err := d.ReadAt(p, off); err != nil {
+		panic(err) // the caller knows the size
+	}
+}
+
+func (d *Disk) put(p []byte, off int64) {
+	if _, err := d.WriteAt(p, off); err != nil {
+		panic(err)
+	}
+}
+
 // present returns the numbers of the blocks that are not zero, ascending.
 func (d *Disk) present() (bs []uint64) {
 	for b, p := range d.blocks {

@@ -33,6 +33,12 @@ func (l *Link) Join(to *Region) { l.set(func() { l.to = to }) }
 // Down breaks the link, or mends it.
 func (l *Link) Down(down bool) { l.set(func() { l.down = down }) }
 
+func (l *Link) isDown() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.down
+}
+
 // Wrap puts something around the sources that the link gives; nil for nothing.
 func (l *Link) Wrap(fn func(transfer.Source) transfer.Source) { l.set(func() { l.wrap = fn }) }
 

@@ -35,6 +35,13 @@ func (p *Power) CutAt(n int, mode blobtest.Mode) {
 	p.at, p.mode, p.once = p.count+n, mode, false
 }
 
+// Cut cuts the power now.
+func (p *Power) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.off = true
+}
+
 // FailAt makes only the nth point from now on fail.
 func (p *Power) FailAt(n int, mode blobtest.Mode) {
 	p.CutAt(n, mode)

@@ -1,15 +1,18 @@
 // Package simtest builds regions in one process for tests: metadata, bucket,
 // vault, jobs and control plane over a store that survives a restart, cut off
-// power and broken links on demand, and a check of all accounts at the end.
+// power and broken links on demand, and a check of all accounts at the end. A
+// World is such regions with random lives and a model of what they must hold.
 package simtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -49,6 +52,7 @@ type Options struct {
 	// Copies, and Operators, are those of control.Config.
 	Copies    control.CopyConfig
 	Operators map[string]bool
+	Poll      time.Duration // of jobs; 0 for 50 ms
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
 }
@@ -68,6 +72,7 @@ type Region struct {
 	key    ed25519.PrivateKey
 	starts int
 	stop   func()
+	behind sync.WaitGroup                 // processes that were taken for dead
 	live   atomic.Pointer[control.Region] // Control, for links
 	lost   bool                           // the files of volumes are as if the machine were off
 }
@@ -156,7 +161,7 @@ func (r *Region) start() {
 	r.Forget()
 	log := slog.New(slog.DiscardHandler)
 	jobs := job.New(r.DB, job.Config{
-		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: 50 * time.Millisecond, Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
+		Owner: fmt.Sprintf("%s/%d", r.Name, r.starts), Lease: r.opts.Lease, Poll: cmp.Or(r.opts.Poll, 50*time.Millisecond), Workers: r.opts.Workers, Upkeep: r.opts.Workers, Log: log,
 	})
 	volumes := control.VolumeConfig{FS: r.opts.Files, Exporter: r.opts.Exporter}
 	if volumes.FS != nil {
@@ -165,7 +170,7 @@ func (r *Region) start() {
 	r.Control = control.New(control.Config{
 		Volumes: volumes,
 
-		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: max(r.opts.Grace, 0) - 1,
+		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: cmp.Or(r.opts.Grace, -1),
 		Copies: r.opts.Copies, Operators: r.opts.Operators,
 	})
 	r.live.Store(r.Control)
@@ -175,7 +180,8 @@ func (r *Region) start() {
 		c := r.Control
 		go func() {
 			defer close(ended)
-			if err := c.Run(ctx); err != nil && ctx.Err() == nil {
+			// A start can be cut short by the power.
+			if err := c.Run(ctx); err != nil && ctx.Err() == nil && !r.Power.Off() {
 				r.tb.Errorf("region %s: %v", r.Name, err)
 			}
 		}()
@@ -264,6 +270,19 @@ func (r *Region) Stop() {
 		r.stop()
 		r.stop = nil
 	}
+	r.behind.Wait()
+}
+
+// Overtake starts the region while its last process goes on for a time, as one does
+// that was taken for dead. It must have no live volumes.
+func (r *Region) Overtake(d time.Duration) {
+	r.tb.Helper()
+	old := r.stop
+	r.behind.Go(func() {
+		time.Sleep(d)
+		old()
+	})
+	r.start()
 }
 
 // Restart stops the region, brings the power back and starts it again on what
