@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/extent"
 	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
@@ -191,7 +190,9 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	if err := r.moveCopy(ctx, run, c.ID, snapferry.CopyPlanning, nil); err != nil {
 		return err
 	}
-	p.total = s.Counts.Present // as the source said when the copy was admitted
+	if err := r.db.View(ctx, func(tx *meta.Tx) error { return p.resume(tx, s) }); err != nil {
+		return err
+	}
 	r.setRunning(s.ID, &running{started: p.pulse.base, total: p.total, done: p.done, counts: p.counts, pull: p})
 	defer r.setRunning(s.ID, nil)
 	from, d, err := r.sourceOf(ctx, c)
@@ -223,7 +224,7 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	if err := r.planCopyRun(ctx, p, source, d, s.Parent); err != nil {
 		return r.blame(ctx, c, err)
 	}
-	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats, Settle: p.settle}
+	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats}
 	cfg.Limit = func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) }
 	if r.files.Caches != nil {
 		defer r.files.Caches.Hold(s.Version)()
@@ -379,17 +380,32 @@ type puller struct {
 	w        *vault.Writer
 	prior    snapferry.Counts // of earlier runs, as far as it was durable
 	before   int64            // plain bytes that arrived in earlier runs
-	pending  map[uint64]int64 // blocks of leaves that ended and are not durable yet
-	settled  int64            // blocks durable
 	shown    int64            // plain bytes, the most ever shown
 	expected int64            // bytes that are to cross, with those of earlier runs; 0: not known yet
 }
 
 func newPuller(run *job.Run, c meta.Copy) *puller {
-	p := &puller{run: run, copy: c, pending: map[uint64]int64{}, seen: readProgress(run.Job), pulse: newPulse()}
-	p.shown = p.seen.Done
+	p := &puller{run: run, copy: c, seen: readProgress(run.Job), pulse: newPulse()}
 	p.prior.Moved, p.before = p.seen.Moved, p.seen.Received
 	return p
+}
+
+// resume shows what earlier runs have shown.
+func (p *puller) resume(tx *meta.Tx, s meta.Snapshot) (err error) {
+	p.total = s.Counts.Present // as the source said when the copy was admitted
+	p.seen.Done, err = settledOf(tx, s, p.seen)
+	p.shown = p.seen.Done
+	return err
+}
+
+// settledOf is the plain bytes of a copy that are settled durably, as far as the
+// metadata knows.
+func settledOf(tx *meta.Tx, s meta.Snapshot, seen copyProgress) (int64, error) {
+	c, err := tx.Checkpoint(s.Version)
+	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+		return 0, err
+	}
+	return max(seen.Done, clip(c.Counts.Changed+c.Counts.Reused, s.Counts.Present)), nil
 }
 
 // begin takes over what the writer's checkpoint remembers. What arrived after
@@ -401,7 +417,7 @@ func (p *puller) begin(w *vault.Writer, total int64) {
 	p.before = max(p.seen.Received, p.prior.Changed+p.prior.Repeated)
 	p.prior.Repeated = p.before - p.prior.Changed
 	p.prior.Moved = max(p.prior.Moved, p.seen.Moved)
-	p.shown = max(p.shown, p.clip(p.prior.Changed+p.prior.Reused))
+	p.shown = max(p.shown, p.clip(p.prior.Changed+p.prior.Reused)) // as durable does
 }
 
 // expect notes how many bytes are to cross in this run.
@@ -485,31 +501,15 @@ func passes(err error) bool {
 }
 
 // clip keeps what is shown below the total: that is reached by the commit.
-func (p *puller) clip(done int64) int64 {
-	return min(done, max(p.total-snapferry.BlockSize, 0))
-}
+func (p *puller) clip(done int64) int64 { return clip(done, p.total) }
 
-// settle notes a leaf that has ended.
-func (p *puller) settle(leaf uint64, blocks int64) {
-	p.mu.Lock()
-	if leaf == transfer.Pruned {
-		p.settled += blocks // the base has them, durably
-	} else {
-		p.pending[leaf] = blocks
-	}
-	p.mu.Unlock()
-	p.report()
-}
+func clip(done, total int64) int64 { return min(done, max(total-snapferry.BlockSize, 0)) }
 
-// durable notes the leaves a checkpoint made durable.
-func (p *puller) durable(set extent.Set) {
+// durable notes what a checkpoint remembers: nothing else is shown, so that whoever
+// goes on from there shows no less.
+func (p *puller) durable(c snapferry.Counts) {
 	p.mu.Lock()
-	for leaf, blocks := range p.pending {
-		if set.Contains(int64(leaf)) {
-			p.settled += blocks
-			delete(p.pending, leaf)
-		}
-	}
+	p.shown = max(p.shown, p.clip(c.Changed+c.Reused))
 	p.mu.Unlock()
 	p.report()
 }
@@ -548,7 +548,6 @@ func (p *puller) takeEarly() {
 func (p *puller) done() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shown = max(p.shown, p.clip(p.settled*snapferry.BlockSize))
 	return p.shown
 }
 

@@ -212,6 +212,7 @@ func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 		return 0, err
 	}
 	r.limits.keep(active)
+	r.reportCopies(now)
 	links := map[snapferry.RegionName][]*meta.Copy{}
 	for i := range active {
 		if c := &active[i]; !c.Reserved && c.Source.Region != r.name {
@@ -222,6 +223,23 @@ func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 		r.shareLink(link, copies, now)
 	}
 	return len(active), r.noteLate(ctx, active, now)
+}
+
+// reportCopies lets the copies that run here note their rates, and tell their
+// heartbeats how far they are.
+func (r *Region) reportCopies(now time.Time) {
+	r.mu.Lock()
+	var all []*puller
+	for _, x := range r.progress {
+		if x.pull != nil {
+			all = append(all, x.pull)
+		}
+	}
+	r.mu.Unlock()
+	for _, p := range all {
+		p.rate.add(now, p.counts().Moved)
+		p.report()
+	}
 }
 
 // shareLink divides a link between the copies over it.

@@ -107,15 +107,18 @@ func (r *Region) copyProgress(tx *meta.Tx, c *meta.Copy) (*snapferry.Progress, e
 	jobs, err := tx.JobsOf(string(c.Snapshot))
 	for i := range jobs {
 		if jobs[i].Kind == jobCopy {
-			return jobProgress(jobs[i], c, s.Counts.Present), err
+			seen := readProgress(jobs[i])
+			if seen.Done, err = settledOf(tx, s, seen); err != nil {
+				return nil, err
+			}
+			return jobProgress(jobs[i], seen, c, s.Counts.Present), nil
 		}
 	}
 	return nil, err
 }
 
 // jobProgress is what a job of a copy remembers.
-func jobProgress(j job.Job, c *meta.Copy, total int64) *snapferry.Progress {
-	seen := readProgress(j)
+func jobProgress(j job.Job, seen copyProgress, c *meta.Copy, total int64) *snapferry.Progress {
 	p := &snapferry.Progress{Total: total, Done: seen.Done, Started: c.Started, Reused: seen.Reused, Moved: seen.Moved, ToMove: seen.ToMove}
 	since := seen.Last
 	if since.IsZero() {

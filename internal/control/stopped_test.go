@@ -275,9 +275,11 @@ func stoppedWorker(text string) error {
 
 // allEnded reports whether no job but a sweep to come is left.
 func allEnded(tx *meta.Tx) (bool, error) {
-	work, err := tx.JobsOfLane(job.Work, 0)
-	if err != nil || len(work) > 0 {
-		return false, err
+	for _, lane := range []int{job.Work, job.Copies} {
+		work, err := tx.JobsOfLane(lane, 0)
+		if err != nil || len(work) > 0 {
+			return false, err
+		}
 	}
 	return upkeepEnded(tx)
 }

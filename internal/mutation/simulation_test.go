@@ -64,7 +64,7 @@ var simulationList = []mutation{
 	{
 		name: "in a world: progress reaches its end before the commit", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{
-			{ctlCopyJob, "\treturn min(done, max(p.total-snapferry.BlockSize, 0))\n", "\treturn min(done, p.total)\n"},
+			{ctlCopyJob, "return min(done, max(total-snapferry.BlockSize, 0)) }", "return min(done, total) }"},
 		},
 	},
 	{

@@ -339,7 +339,7 @@ func (w *World) unsettled() (left []string) {
 			for _, id := range chores {
 				left = append(left, fmt.Sprintf("%s: chore %s", s.Name, id))
 			}
-			for lane := range 2 {
+			for _, lane := range []int{job.Work, job.Upkeep, job.Copies} {
 				jobs, err := tx.JobsOfLane(lane, 0)
 				if err != nil {
 					return err

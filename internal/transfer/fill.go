@@ -69,9 +69,6 @@ func (r *run) fill(ctx context.Context, f Filler, l *leaf) error {
 	blocks, moved := int64(l.Node.Len()), int64(l.Want.Count())
 	r.Stats.Settled.Add(blocks)
 	r.Stats.Reused.Add(blocks - moved)
-	if r.Settle != nil {
-		r.Settle(l.Leaf, blocks)
-	}
 	return nil
 }
 

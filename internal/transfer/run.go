@@ -34,8 +34,6 @@ type Config struct {
 	// Limit, if not nil, is called with the bytes of each frame that came, before the
 	// next one of its stream is asked for, and may wait.
 	Limit func(ctx context.Context, bytes int) error
-	// Settle, if not nil, is told how many blocks a leaf settles, when it ends.
-	Settle func(leaf uint64, blocks int64)
 	// Near, if not nil, has blocks that came from the source already, for somebody
 	// who could not wait.
 	Near Near
@@ -48,10 +46,6 @@ type Near interface {
 	// Read fills dst, 65,536 bytes; false when it cannot.
 	Read(block uint64, dst []byte) bool
 }
-
-// Pruned stands for the leaf in Config.Settle when blocks are settled by equal
-// subtrees.
-const Pruned = ^uint64(0)
 
 // A run is what the goroutines of one Run share: one that plans and asks, one for
 // each stream, which brings what was asked for, and a few that fill it in.
@@ -138,9 +132,6 @@ func (r *run) dispatch(ctx context.Context, streams *errgroup.Group) error {
 	pruned := r.Info.Present/snapferry.BlockSize - p.settled
 	r.Stats.Settled.Add(pruned)
 	r.Stats.Reused.Add(pruned)
-	if r.Settle != nil {
-		r.Settle(Pruned, pruned)
-	}
 	return d.flush(ctx)
 }
 

@@ -44,7 +44,7 @@ type Writer struct {
 	running     bool      // a checkpoint is being made
 	made        sync.WaitGroup
 	cperr       error
-	durable     func(extent.Set) // told what a checkpoint made durable
+	durable     func(snapferry.Counts) // told what a checkpoint remembers
 }
 
 // delivered is a leaf that has ended.
@@ -70,9 +70,8 @@ type WriteConfig struct {
 	Checkpoints bool
 	// Counts, if not nil, is what a checkpoint remembers of the work done.
 	Counts func() snapferry.Counts
-	// Durable, if not nil, is told after each checkpoint which leaves need
-	// never be filled again.
-	Durable func(extent.Set)
+	// Durable, if not nil, is told after each checkpoint what that remembers.
+	Durable func(snapferry.Counts)
 }
 
 // Write opens a writer on an open version: from nothing, or from the last
@@ -295,10 +294,6 @@ func (w *Writer) startCheckpoint(ctx context.Context) error {
 	if err := w.pack.cut(ctx); err != nil {
 		return err
 	}
-	var set extent.Set // a copy: w.finished goes on
-	if err := set.UnmarshalBinary(finished); err != nil {
-		return err
-	}
 	counts := w.counts()
 	w.running = true
 	w.made.Go(func() {
@@ -307,7 +302,7 @@ func (w *Writer) startCheckpoint(ctx context.Context) error {
 		defer w.mu.Unlock()
 		w.running, w.last, w.cperr = false, time.Now(), err
 		if err == nil && w.durable != nil {
-			w.durable(set)
+			w.durable(counts)
 		}
 	})
 	return nil
