@@ -79,7 +79,7 @@ func (h Host) Describe(ctx context.Context, c transfer.Caller, id snapferry.Snap
 	}
 	m, err := h.vault.MapOf(ctx, s.Version)
 	if err != nil {
-		return d, err
+		return d, h.deleted(ctx, s.ID, err)
 	}
 	d.Info = transfer.Info{Size: m.Size, Digest: s.Digest, Root: m.Root, Present: int64(m.Blocks()) * snapferry.BlockSize}
 	return d, nil

@@ -214,7 +214,11 @@ func (r *Region) blame(ctx context.Context, c meta.Copy, err error) error {
 		return err2
 	}
 	if _, err2 := from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation}); err2 != nil {
-		return err2
+		// It may be deleted just now.
+		if _, _, gone := r.sourceOf(ctx, c); gone != nil {
+			return gone
+		}
+		return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and could not be taken again: %w", err2)
 	}
 	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
 }

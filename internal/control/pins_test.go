@@ -35,6 +35,32 @@ func (w *world) ended(id snapferry.CopyID, want snapferry.Ending, least int64) s
 	return c
 }
 
+// cutOff lets the blocks that west asks of east wait; what waits is cut off then.
+func (w *world) cutOff() (asked, open chan struct{}) {
+	asked, open = make(chan struct{}, 100), make(chan struct{})
+	w.toEast.Wrap(func(s transfer.Source) transfer.Source { return &cutOff{s, asked, open} })
+	return asked, open
+}
+
+type cutOff struct {
+	transfer.Source
+	asked, open chan struct{}
+}
+
+func (s *cutOff) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	select {
+	case <-s.open:
+		return s.Source.Blocks(ctx, want)
+	case s.asked <- struct{}{}:
+	}
+	select {
+	case <-s.open:
+		return nil, snapferry.Errorf(snapferry.Unavailable, "the link was cut")
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // TestForcedDelete deletes the source of a copy by force, while blocks are under
 // way, and while the copy waits for its turn: the copy ends with the one reason for
 // that, and nothing stays.
@@ -43,7 +69,7 @@ func TestForcedDelete(t *testing.T) {
 		w := newWorldWith(t, func(o *simtest.Options) { o.Copies.AtOnce = 1 })
 		d := firstDisk()
 		s := w.imported(d)
-		asked, open := w.shut()
+		asked, open := w.cutOff()
 		var first snapferry.Snapshot
 		if waits {
 			first = w.copy(control.CopyRequest{Source: w.many(w.atEast, 1)[0]})

@@ -649,7 +649,7 @@ func (f flakyFile) ReadAt(p []byte, off int64) (int, error) {
 func TestUploadGoesOn(t *testing.T) {
 	fs := &flaky{}
 	a := newLivelyOn(t, simtest.Options{CacheBytes: 64 << 20}, func(dir layer.FS) layer.FS { fs.FS = dir; return fs })
-	l := newVolume(t, a, control.VolumeRequest{Size: 96 << 20, Name: "data"}, 1)
+	l := newVolume(t, a, control.VolumeRequest{Size: 384 << 20, Name: "data"}, 1) // many leaves: a few are under way at a time
 	l.write(900)
 	fs.reads.Store(0)
 	first, firstDisk := l.snapshot()

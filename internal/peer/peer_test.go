@@ -156,12 +156,15 @@ func (f failing) Describe(context.Context, transfer.Caller, snapferry.SnapshotID
 func (f failing) Pin(context.Context, transfer.Caller, transfer.Pin) (transfer.Handle, error) {
 	return transfer.Handle{}, f.err
 }
+
 func (f failing) Pins(context.Context, transfer.Caller, string) ([]transfer.Held, error) {
 	return nil, f.err
 }
+
 func (f failing) Release(context.Context, transfer.Caller, transfer.Handle, snapferry.Ending) error {
 	return f.err
 }
+
 func (f failing) Source(context.Context, transfer.Caller, transfer.Handle) (transfer.Source, error) {
 	return nil, f.err
 }

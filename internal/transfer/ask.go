@@ -170,6 +170,8 @@ func (r *run) stream(ctx context.Context, a *ask, f *flight) (came int, err erro
 			if err != nil {
 				return came, err
 			}
+			r.Stats.Moved.Add(int64(len(fr.Payload)))
+			r.Stats.Blocks.Add(1)
 			r.pace.arrived(f, len(fr.Payload))
 			if r.Limit != nil {
 				r.pace.hold(f, true)
@@ -225,8 +227,6 @@ func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) err
 	f.Payload = a.chunks[k][off:]
 	p.frames = append(p.frames, f)
 	p.rest.Clear(i)
-	r.Stats.Moved.Add(int64(len(f.Payload)))
-	r.Stats.Blocks.Add(1)
 	return nil
 }
 
