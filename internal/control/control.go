@@ -132,7 +132,7 @@ func (r *Region) Started() <-chan struct{} { return r.begun }
 // Nobody may use them any more by then. It is called once.
 func (r *Region) Run(ctx context.Context) error {
 	defer r.closeVolumes()
-	if err := r.abandonReserved(ctx); err != nil {
+	if err := r.abandonReserved(ctx, r.started); err != nil {
 		return err
 	}
 	if err := r.finishDeletes(ctx); err != nil {

@@ -138,17 +138,21 @@ func (r *Region) abandon(ctx context.Context, id snapferry.CopyID, reason error)
 	})
 }
 
-// abandonReserved ends the copies that an earlier process reserved and did not
-// come to admit.
-func (r *Region) abandonReserved(ctx context.Context) error {
+// reserveTime is how long a copy may be only reserved. One that takes longer, or
+// seems to because somebody set the clock, is refused.
+const reserveTime = 10 * time.Minute
+
+// abandonReserved ends the copies that were reserved before a time and that nobody
+// came to admit.
+func (r *Region) abandonReserved(ctx context.Context, before time.Time) error {
 	var all []meta.Copy
 	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
 		all, err = tx.ActiveCopies()
 		return err
 	})
 	for _, c := range all {
-		if c.Reserved && c.Created.Before(r.started) && err == nil {
-			err = r.abandon(ctx, c.ID, snapferry.Errorf(snapferry.Cancelled, "region %s was restarted", r.name))
+		if c.Reserved && c.Created.Before(before) && err == nil {
+			err = r.abandon(ctx, c.ID, snapferry.Errorf(snapferry.Cancelled, "nobody came to admit the copy"))
 		}
 	}
 	return err
