@@ -36,27 +36,35 @@ func (h Host) Pins(ctx context.Context, c transfer.Caller, after string) (all []
 	return all, err
 }
 
-// disownEvery is how often a region looks what it holds elsewhere.
-const disownEvery = time.Hour
+const (
+	// disownEvery is how often a region looks what it holds elsewhere, and
+	// disownAgain when a region could not be asked.
+	disownEvery = time.Hour
+	disownAgain = 30 * time.Second
+)
 
 // disownAll ends, now and every hour until ctx ends, the copies that were left
 // reserved, and releases what this region holds in others for copies that it does
 // not make any more.
 func (r *Region) disownAll(ctx context.Context) {
-	tick := time.NewTicker(disownEvery)
-	defer tick.Stop()
 	for {
+		next := disownEvery
 		if err := r.abandonReserved(ctx, time.Now().Add(-reserveTime)); err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "end copies that nobody came to admit", "err", err)
+			next = disownAgain
 		}
 		for name, as := range r.peers {
 			if err := r.disown(ctx, as("")); err != nil && ctx.Err() == nil {
 				r.log.DebugContext(ctx, "look what is held in another region", "region", name, "err", err)
+				next = disownAgain
 			}
 		}
+		wait := time.NewTimer(next)
 		select {
-		case <-tick.C:
+		case <-wait.C:
 		case <-ctx.Done():
+		}
+		if wait.Stop(); ctx.Err() != nil {
 			return
 		}
 	}
