@@ -15,7 +15,7 @@ RACETIMEOUT ?= 60m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations histories simulate stopped kills volumes fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations copysoak histories simulate stopped kills volumes fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -111,6 +111,12 @@ GUEST       ?=
 volumes:
 	go test ./cmd/snapferry -run 'TestVolume(SurvivesKills|Sets|FileSystems|OnFullDisk|Guest)$$' -volumekills $(VOLUMEKILLS) -sets $(SETS) \
 		-fssnapshots $(FSSNAPSHOTS) $(if $(GUEST),-guest $(abspath $(GUEST))) -v -timeout 180m
+
+# Copies over a link that is cut, slowed, half open and reset at random, while regions
+# are killed, for so long.
+SOAK ?= 30m
+copysoak:
+	go test ./cmd/snapferry -run 'TestCopySoak$$' -copysoak $(SOAK) -v -timeout 180m
 
 clean:
 	rm -rf bin
