@@ -177,20 +177,24 @@ func (r *Region) paceCopies(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			r.log.WarnContext(ctx, "set the rates of copies", "err", err)
 		}
-		next := restEvery
-		if active > 0 || err != nil {
-			changed, next = nil, paceEvery
+		if active == 0 && err == nil {
+			wait(ctx, changed, restEvery)
 		}
-		wait := time.NewTimer(next)
-		select {
-		case <-changed:
-		case <-wait.C:
-		case <-ctx.Done():
-		}
-		wait.Stop()
+		wait(ctx, nil, paceEvery) // also when much changes
 		if ctx.Err() != nil {
 			return
 		}
+	}
+}
+
+// wait returns after a time, or when something is closed, or ctx ends.
+func wait(ctx context.Context, closed <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-closed:
+	case <-ctx.Done():
 	}
 }
 

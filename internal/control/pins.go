@@ -59,12 +59,7 @@ func (r *Region) disownAll(ctx context.Context) {
 				next = disownAgain
 			}
 		}
-		wait := time.NewTimer(next)
-		select {
-		case <-wait.C:
-		case <-ctx.Done():
-		}
-		if wait.Stop(); ctx.Err() != nil {
+		if wait(ctx, nil, next); ctx.Err() != nil {
 			return
 		}
 	}
