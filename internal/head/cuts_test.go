@@ -263,7 +263,7 @@ func (c *cutPoint) run(t *testing.T, n int, how layertest.How, fate uint64) (cut
 	}
 	s.arm(n, how)
 	c.act(s)
-	cut = s.dead
+	cut = s.dead.Load()
 	s.boot(fate)
 	if c.look != nil {
 		c.look(s, !cut)

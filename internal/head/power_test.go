@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -89,7 +90,7 @@ type survivor struct {
 	*life
 	power *layertest.Power
 	led   *ledger
-	dead  bool // the power is off
+	dead  atomic.Bool // the power is off; what works in the background sees it too
 	// What the metadata knows: it is durable when it says so.
 	base    snapferry.VersionID
 	clean   uint64
@@ -148,10 +149,10 @@ func (s *survivor) arm(n int, how layertest.How) {
 	at := s.power.Ops() + n
 	s.power.Inject(func(op layertest.Op) layertest.Fault {
 		switch {
-		case s.dead:
+		case s.dead.Load():
 			return layertest.Fault{Err: syscall.EIO}
 		case op.N == at:
-			s.dead = true
+			s.dead.Store(true)
 			return layertest.Fault{Err: syscall.EIO, How: how}
 		}
 		return layertest.Fault{}
@@ -161,7 +162,7 @@ func (s *survivor) arm(n int, how layertest.How) {
 // ok reports whether something went well; it must, as long as there is power.
 func (s *survivor) ok(err error) bool {
 	s.t.Helper()
-	if err != nil && !s.dead {
+	if err != nil && !s.dead.Load() {
 		s.t.Fatal(err)
 	}
 	return err == nil
@@ -297,10 +298,11 @@ func (s *survivor) revive() {
 // boot cuts the power, with a seed that says what is lost, and brings it back.
 func (s *survivor) boot(fate uint64) {
 	s.t.Helper()
-	s.dead = true
+	s.dead.Store(true)
 	_ = s.caches.Close() // waits for what works in the background
 	s.power = s.power.Cut(fate)
-	s.dead, s.fs = false, s.power
+	s.fs = s.power
+	s.dead.Store(false)
 	s.openCaches()
 	s.reopen()
 }
@@ -353,7 +355,7 @@ func TestPowerCuts(t *testing.T) {
 			s := newSurvivor(t, rand.New(rand.NewPCG(seed, 3)))
 			for range lives {
 				s.arm(s.rng.IntN(150), layertest.How(s.rng.IntN(3)))
-				for !s.dead {
+				for !s.dead.Load() {
 					s.step()
 				}
 				s.revive()
