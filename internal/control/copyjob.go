@@ -193,6 +193,7 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	if err := r.db.View(ctx, func(tx *meta.Tx) error { return p.resume(tx, s) }); err != nil {
 		return err
 	}
+	p.early = r.earlyOf(s.Version)
 	r.setRunning(s.ID, &running{started: p.pulse.base, total: p.total, done: p.done, counts: p.counts, pull: p})
 	defer r.setRunning(s.ID, nil)
 	from, d, err := r.sourceOf(ctx, c)
@@ -202,7 +203,6 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	if err := r.rebase(ctx, run, c, d); err != nil {
 		return err
 	}
-	p.early = r.earlyOf(s.Version)
 	fence := func(tx *meta.Tx) error {
 		if err := run.Check(tx); err != nil {
 			return err
