@@ -40,6 +40,7 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 	if !c.State.Terminal() {
 		p = newPuller(run, c)
 		err = r.pull(ctx, p)
+		p.report()
 		if ctx.Err() == nil && err != nil {
 			err = p.patience(err, r.copies.Patience)
 		}
@@ -375,6 +376,8 @@ type puller struct {
 	pulse *pulse
 	rate  estimator // of the bytes that cross
 
+	telling sync.Mutex // held by report
+
 	mu       sync.Mutex
 	total    int64 // plain bytes to settle; guarded by mu, like all that follows
 	w        *vault.Writer
@@ -516,6 +519,8 @@ func (p *puller) durable(c snapferry.Counts) {
 
 // report gives the heartbeat what it is to remember.
 func (p *puller) report() {
+	p.telling.Lock() // else an older one could come last
+	defer p.telling.Unlock()
 	x := copyProgress{Done: p.done(), Received: p.received(), ToMove: p.toMove()}
 	counts := p.counts()
 	x.Moved, x.Reused = counts.Moved, counts.Reused
