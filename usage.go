@@ -45,7 +45,7 @@ type Space struct {
 // UsageRecord is one metered fact.
 type UsageRecord struct {
 	ID      int64     `json:"id"`      // ascending
-	Kind    string    `json:"kind"`    // received, by a copy into this region; or sent, to one
+	Kind    string    `json:"kind"`    // stored, by an import; received, by a copy into this region; or sent, to one
 	Subject string    `json:"subject"` // id of a snapshot
 	Bytes   int64     `json:"bytes"`
 	Count   int64     `json:"requests,omitempty"` // of sent: those that were answered

@@ -164,7 +164,9 @@ func TestCopySoak(t *testing.T) {
 // nemesis breaks the link and kills regions until a time.
 func (k *killed) nemesis(link *toxitest.Proxy, rng *rand.Rand, until time.Time) (faults, kills int) {
 	k.t.Helper()
-	some := func(least, most time.Duration) time.Duration { return least + time.Duration(rng.Int64N(int64(most-least))) }
+	some := func(least, most time.Duration) time.Duration {
+		return least + time.Duration(rng.Int64N(int64(most-least)))
+	}
 	for time.Now().Before(until) {
 		switch rng.IntN(8) {
 		case 0:

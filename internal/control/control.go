@@ -78,7 +78,7 @@ type Region struct {
 	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
 	volumes  map[snapferry.VolumeID]*live      // that were used; guarded by mu
 	earlies  map[snapferry.VersionID]*early    // of copies that volumes read; guarded by mu
-	tallies  map[string]*tally                 // of what was sent; guarded by mu
+	tallies  map[tallyKey]*tally               // of what was sent; guarded by mu
 }
 
 // New returns a region's control plane; Run sets its jobs to work.
@@ -97,7 +97,7 @@ func New(c Config) *Region {
 		name:  c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
-		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[string]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
+		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[tallyKey]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 		copies: c.Copies.withDefaults(), limits: newLimits(), operators: c.Operators,
 	}
 }

@@ -85,8 +85,12 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	c := meta.Copy{Reserved: true}
 	c.ID, c.Account, c.State, c.Full, c.Rate, c.Created = snapferry.NewCopyID(), account, snapferry.CopyQueued, req.Full, req.Rate, time.Now()
 	c.Source = snapferry.CopySource{Region: req.From, Snapshot: req.Source}
-	if c.Deadline, c.Plan, err = r.promise(ctx, account, req, d); err != nil {
-		return snapferry.Snapshot{}, err
+	if req.Within != 0 {
+		plan, err := r.planOf(ctx, account, req, d)
+		if err != nil {
+			return snapferry.Snapshot{}, err
+		}
+		c.Deadline, c.Plan = c.Created.Add(req.Within), &plan
 	}
 	var incarnation uint64
 	err = r.db.Update(ctx, func(tx *meta.Tx) error {
@@ -95,6 +99,9 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 			return err
 		}
 		if err := r.hasRoom(tx, account); err != nil {
+			return err
+		}
+		if err := r.canPromise(tx, &c, req.Within); err != nil {
 			return err
 		}
 		incarnation = region.Incarnation

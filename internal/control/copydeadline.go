@@ -9,82 +9,81 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/limit"
 	"github.com/snapferry/snapferry/internal/meta"
-	"github.com/snapferry/snapferry/internal/transfer"
 )
 
-// A copy with a deadline is admitted when it, and all others over its link that
-// have one, can be done in time: for each deadline, what must have crossed until
-// then is not more than what the limits let pass. Limits that are not set are not
-// known, and promise nothing: then the copy is admitted, and told to be late as
-// soon as it will be.
+// A copy with a deadline is admitted when it, and all others that have one and share
+// a limit with it, can be done in time: for each deadline, what must have crossed
+// until then is not more than what the limit lets pass. It is looked at in the
+// transaction that reserves the copy, so that two at once do not get the same room.
+// Limits that are not set are not known, and promise nothing: then the copy is
+// admitted, and told to be late as soon as it will be.
 
 // safety is the part of a limit that promises are made of.
 const safety = 0.95
 
-// promise returns the deadline of a request, and the plan that it was reckoned
-// with; Full when it cannot be kept.
-func (r *Region) promise(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (time.Time, *snapferry.Plan, error) {
-	if req.Within == 0 {
-		return time.Time{}, nil, nil
+// canPromise reports, as Full, that the deadline of a copy which is to be reserved,
+// so long from now, cannot be kept, or that it would break another promise.
+func (r *Region) canPromise(tx *meta.Tx, c *meta.Copy, within time.Duration) error {
+	if c.Deadline.IsZero() {
+		return nil
 	}
-	plan, err := r.planOf(ctx, account, req, d)
+	active, err := tx.ActiveCopies()
 	if err != nil {
-		return time.Time{}, nil, err
-	}
-	var active []meta.Copy
-	if err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-		active, err = tx.ActiveCopies()
 		return err
-	}); err != nil {
-		return time.Time{}, nil, err
 	}
-	now := time.Now()
-	c := meta.Copy{}
-	c.Account, c.Source.Region, c.Deadline, c.Rate = account, req.From, now.Add(req.Within), req.Rate
-	if why := r.tooMuch(active, c, plan.MoveBytes, now); why != "" {
-		return c.Deadline, nil, snapferry.Errorf(snapferry.Full, "the copy cannot be done within %v: %s", req.Within, why).
+	if why := r.tooMuch(active, c, time.Now()); why != "" {
+		return snapferry.Errorf(snapferry.Full, "the copy cannot be done within %v: %s", within, why).
 			WithHint("ask for more time, raise the limit, or leave the deadline out")
 	}
-	return c.Deadline, &plan, nil
+	return nil
 }
 
-// tooMuch says why the deadlines of a link cannot be kept with one copy more, of
-// which so many bytes are to cross; empty: they can.
-func (r *Region) tooMuch(active []meta.Copy, c meta.Copy, bytes int64, now time.Time) string {
-	for _, p := range []struct {
-		limit.Plan
-		what string
-	}{{limit.Plan{Rate: c.Rate}, "of the copy"}, {r.limits.plan(scopeAccount + string(c.Account)), "of the account"}} {
-		if pass := p.Bytes(now, c.Deadline); float64(bytes) > safety*float64(pass) {
-			return fmt.Sprintf("%s are to cross, and the limit %s lets %s pass until then", mega(bytes), p.what, mega(pass))
-		}
+// tooMuch says why the deadlines cannot be kept with one copy more; empty: they can.
+func (r *Region) tooMuch(active []meta.Copy, c *meta.Copy, now time.Time) string {
+	own := []need{{"", c.Deadline, c.Plan.MoveBytes}}
+	if why := overbooked(limit.Plan{Rate: c.Rate}, "the limit of the copy", own, now); why != "" || c.Source.Region == r.name {
+		return why
 	}
-	if c.Source.Region == r.name {
-		return ""
-	}
-	link := r.limits.plan(scopeLink + string(c.Source.Region))
-	needs := []need{{"", c.Deadline, bytes}}
+	account, link := slices.Clone(own), slices.Clone(own)
 	for i := range active {
-		if x := &active[i]; x.Source.Region == c.Source.Region && !x.Deadline.IsZero() && x.Deadline.After(now) {
-			needs = append(needs, need{x.ID, x.Deadline, r.toMove(x)})
+		x := &active[i]
+		if x.Deadline.Before(now) || x.Source.Region == r.name { // before: without a deadline, or late already
+			continue
+		}
+		n := need{x.ID, x.Deadline, r.toMove(x)}
+		if x.Account == c.Account {
+			account = append(account, n)
+		}
+		if x.Source.Region == c.Source.Region {
+			link = append(link, n)
 		}
 	}
-	slices.SortFunc(needs, func(a, b need) int { return a.deadline.Compare(b.deadline) })
+	if why := overbooked(r.limits.plan(scopeAccount+string(c.Account)), "the limit of the account", account, now); why != "" {
+		return why
+	}
+	return overbooked(r.limits.plan(scopeLink+string(c.Source.Region)), "the link to "+string(c.Source.Region), link, now)
+}
+
+// overbooked says why a limit does not let pass what is needed, by the deadline of
+// the new one, which comes first and has no id, or later; empty: it does.
+func overbooked(p limit.Plan, what string, needs []need, now time.Time) string {
+	added := needs[0]
+	slices.SortStableFunc(needs, func(a, b need) int { return a.deadline.Compare(b.deadline) })
 	var sum int64
 	for _, n := range needs {
 		sum += n.bytes
-		pass := link.Bytes(now, n.deadline)
-		if n.deadline.Before(c.Deadline) || float64(sum) <= safety*float64(pass) {
+		pass := p.Bytes(now, n.deadline)
+		if n.deadline.Before(added.deadline) || float64(sum) <= safety*float64(pass) {
 			continue
 		}
 		if n.id != "" {
 			return fmt.Sprintf("copy %s, which was promised until %s, would be late", n.id, n.deadline.UTC().Format(time.RFC3339))
 		}
-		if others := sum - bytes; others > 0 {
-			return fmt.Sprintf("%s are to cross, %s for other copies with a deadline before, and the link to %s lets %s pass until then",
-				mega(bytes), mega(others), c.Source.Region, mega(pass))
+		others := ""
+		if sum > added.bytes {
+			others = fmt.Sprintf(", %s for other copies with a deadline before", mega(sum-added.bytes))
 		}
-		return fmt.Sprintf("%s are to cross, and the link to %s lets %s pass until then", mega(bytes), c.Source.Region, mega(pass))
+		return fmt.Sprintf("%s are to cross%s, and %s lets %s pass until then", mega(added.bytes), others, what, mega(pass))
 	}
 	return ""
 }

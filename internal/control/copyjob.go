@@ -40,7 +40,7 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 	if !c.State.Terminal() {
 		p = newPuller(run, c)
 		err = r.pull(ctx, p)
-		p.report()
+		p.report() // however it ended: what it moved is metered
 		if ctx.Err() == nil && err != nil {
 			err = p.patience(err, r.copies.Patience)
 		}
@@ -236,7 +236,6 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 		if ctx.Err() != nil || passes(err) {
 			// What has arrived is kept for the next run, if it can be.
 			_ = w.Checkpoint(context.WithoutCancel(ctx))
-			p.report()
 		}
 		return r.blame(ctx, c, err)
 	}

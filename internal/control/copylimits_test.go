@@ -1,7 +1,10 @@
 package control_test
 
 import (
+	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,8 +115,8 @@ func TestLimitsHold(t *testing.T) {
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
-			// Each stream has a frame that came and waits.
-			if took, least := time.Since(began), part/2*time.Second/low; took < least {
+			// A few streams have a frame each that came and waits.
+			if took, least := time.Since(began), (part-8*snapferry.BlockSize)*time.Second/low; took < least {
 				t.Errorf("2 MiB came in %v, want at least %v", took, least)
 			}
 			// What is left would take 16 seconds.
@@ -162,6 +165,55 @@ func TestCopyRateRefused(t *testing.T) {
 		wantKind(t, name, err, snapferry.Invalid)
 		_, err = w.west.Control.PlanCopy(t.Context(), w.atWest, req)
 		wantKind(t, "plan with "+name, err, snapferry.Invalid)
+	}
+}
+
+// TestPromises asks for the same room at the same moment, under the limit of the link
+// and under that of the account: one gets it.
+func TestPromises(t *testing.T) {
+	for _, scope := range []string{"link/east", "account"} {
+		t.Run(strings.ReplaceAll(scope, "/", " "), func(t *testing.T) {
+			w := newWorldWith(t, func(o *simtest.Options) { o.Operators = map[string]bool{"a": true} })
+			var sources []snapferry.SnapshotID
+			for i := range 4 {
+				s, err := w.east.Control.Import(t.Context(), w.atEast, control.ImportRequest{Volume: fmt.Sprint("disk", i), Disk: random(320, i), Close: func() {}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.settled(w.east, w.atEast, s.ID)
+				sources = append(sources, s.ID)
+			}
+			_, open := w.shut()
+			// 20 MiB each: 40 s.
+			if err := w.west.Control.SetLimit(t.Context(), w.atWest, control.LimitRequest{Scope: scope, Plan: limit.Plan{Rate: 512 << 10}}); err != nil {
+				t.Fatal(err)
+			}
+			var all sync.WaitGroup
+			var admitted atomic.Int64
+			for _, id := range sources {
+				all.Go(func() {
+					_, err := w.west.Control.Copy(t.Context(), w.atWest, control.CopyRequest{From: "east", Source: id, Within: time.Minute})
+					switch {
+					case err == nil:
+						admitted.Add(1)
+					case !snapferry.IsKind(err, snapferry.Full):
+						t.Error(err)
+					}
+				})
+			}
+			all.Wait()
+			if got := admitted.Load(); got != 1 {
+				t.Errorf("%d of four copies were promised, want one", got)
+			}
+			if err := w.west.Control.SetLimit(t.Context(), w.atWest, control.LimitRequest{Scope: scope}); err != nil {
+				t.Fatal(err)
+			}
+			close(open)
+			for _, c := range w.active(w.atWest) {
+				w.settled(w.west, w.atWest, c.Snapshot)
+			}
+			w.check()
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -114,16 +115,24 @@ func (l *limits) load(rows []meta.Limit, now time.Time) error {
 	return nil
 }
 
-// keep forgets the buckets of copies that have ended, and sets those of the others.
-func (l *limits) keep(active []meta.Copy) {
+// known returns the copies that have buckets.
+func (l *limits) known() []snapferry.CopyID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id, b := range l.copies {
+	return slices.Collect(maps.Keys(l.copies))
+}
+
+// keep forgets the buckets of those of some copies that have ended, and sets those
+// of the others.
+func (l *limits) keep(some []snapferry.CopyID, active []meta.Copy) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range some {
 		i := slices.IndexFunc(active, func(c meta.Copy) bool { return c.ID == id })
 		if i < 0 {
 			delete(l.copies, id)
 		} else {
-			b.own.Set(active[i].Rate)
+			l.copies[id].own.Set(active[i].Rate)
 		}
 	}
 }
@@ -202,6 +211,7 @@ func wait(ctx context.Context, closed <-chan struct{}, d time.Duration) {
 func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 	var rows []meta.Limit
 	var active []meta.Copy
+	known := r.limits.known() // before we look: one that begins meanwhile has not ended
 	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
 		if rows, err = tx.Limits(); err == nil {
 			active, err = tx.ActiveCopies()
@@ -215,7 +225,7 @@ func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 	if err := r.limits.load(rows, now); err != nil {
 		return 0, err
 	}
-	r.limits.keep(active)
+	r.limits.keep(known, active)
 	r.reportCopies(now)
 	links := map[snapferry.RegionName][]*meta.Copy{}
 	for i := range active {

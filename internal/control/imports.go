@@ -270,7 +270,7 @@ func (r *Region) settleReady(tx *meta.Tx, id snapferry.SnapshotID, done vault.Se
 	if err := tx.UpdateSnapshot(s); err != nil {
 		return err
 	}
-	if err := meter(tx, s.Account, "stored", id, c.Stored); err != nil {
+	if err := meter(tx, s.Account, meterStored, id, c.Stored); err != nil {
 		return err
 	}
 	// A parent that was being deleted waited for this; and many small objects

@@ -10,6 +10,7 @@ import (
 
 // The kinds of metered facts.
 const (
+	meterStored   = "stored"   // added to the bucket by an import
 	meterReceived = "received" // by a copy, over all its runs; how that ended stands beside it
 	meterSent     = "sent"     // to a copy of another region, or of this one, with the requests that were answered
 )

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/control"
@@ -105,6 +106,24 @@ func TestForcedDelete(t *testing.T) {
 		}
 		w.check()
 	}
+}
+
+// TestSourceLost waits for a source that does not come back until its patience ends.
+func TestSourceLost(t *testing.T) {
+	w := newWorldWith(t, func(o *simtest.Options) { o.Copies.Patience = time.Nanosecond })
+	s := w.imported(firstDisk())
+	asked, open := w.cutOff()
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-asked
+	w.toEast.Down(true)
+	close(open)
+	if got := w.settled(w.west, w.atWest, c.ID); got.State != snapferry.SnapshotFailed || !strings.Contains(got.Reason, "nothing has come from region east for") {
+		t.Errorf("got %s (%s), want it failed", got.State, got.Reason)
+	}
+	w.toEast.Down(false)
+	w.ended(c.Copy, snapferry.EndedSourceLost, 0)
+	noPins(t, w.east, s.ID)
+	w.check()
 }
 
 // TestBreakPin breaks the pin of a copy that lives: it takes another and goes on. Of

@@ -13,11 +13,16 @@ import (
 // usage records once a minute, when the pin ends, and when the region stops: a crash
 // loses what came since. Who plans without a pin is counted by the snapshot.
 
+// A tallyKey tells what a tally is of.
+type tallyKey struct {
+	pin      string // empty: somebody only planned
+	snapshot snapferry.SnapshotID
+}
+
 // A tally is what was sent of a snapshot and is not in the usage records yet.
 type tally struct {
 	account  snapferry.AccountID
-	snapshot snapferry.SnapshotID
-	copy     snapferry.CopyID // of the other region; empty: it only planned
+	copy     snapferry.CopyID // of the other region
 	bytes    int64            // of payloads, as they are stored here
 	requests int64            // that were answered
 }
@@ -30,10 +35,10 @@ func (s *versionSource) sent(bytes, requests int64) {
 	r := s.region
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := s.pin + "/" + string(s.snapshot)
+	key := tallyKey{s.pin, s.snapshot}
 	t := r.tallies[key]
 	if t == nil {
-		t = &tally{account: s.account, snapshot: s.snapshot, copy: s.copy}
+		t = &tally{account: s.account, copy: s.copy}
 		r.tallies[key] = t
 	}
 	t.bytes += bytes
@@ -44,9 +49,9 @@ func (s *versionSource) sent(bytes, requests int64) {
 // ended as outcome says.
 func (r *Region) meterSent(ctx context.Context, pin string, outcome snapferry.Ending) error {
 	r.mu.Lock()
-	taken := map[string]*tally{}
+	taken := map[tallyKey]*tally{}
 	for key, t := range r.tallies {
-		if pin == "" || len(key) > len(pin) && key[:len(pin)+1] == pin+"/" {
+		if pin == "" || key.pin == pin {
 			taken[key] = t
 			delete(r.tallies, key)
 		}
@@ -58,14 +63,14 @@ func (r *Region) meterSent(ctx context.Context, pin string, outcome snapferry.En
 	now := time.Now()
 	err := r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		for key, t := range taken {
-			u := meta.Usage{Account: t.account, Kind: meterSent, Subject: string(t.snapshot), Bytes: t.bytes, Count: t.requests, At: now, Copy: t.copy, Outcome: outcome}
+			u := meta.Usage{Account: t.account, Kind: meterSent, Subject: string(key.snapshot), Bytes: t.bytes, Count: t.requests, At: now, Copy: t.copy, Outcome: outcome}
 			if err := tx.AddUsage(u); err != nil {
 				return err
 			}
-			if t.copy == "" {
+			if key.pin == "" {
 				continue
 			}
-			if err := tx.SeePin(key[:len(key)-len(t.snapshot)-1], now); err != nil {
+			if err := tx.SeePin(key.pin, now); err != nil {
 				return err
 			}
 		}
@@ -78,7 +83,7 @@ func (r *Region) meterSent(ctx context.Context, pin string, outcome snapferry.En
 }
 
 // putBack keeps tallies that could not be added for the next time.
-func (r *Region) putBack(taken map[string]*tally) {
+func (r *Region) putBack(taken map[tallyKey]*tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, t := range taken {

@@ -94,7 +94,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "a refused copy leaves its pin", pkg: control, test: "TestQuotas",
-		edits: []edit{{control + "/copies.go", "\t\tif err := r.hasRoom(tx, account); err != nil {\n\t\t\treturn err\n\t\t}\n\t\tincarnation", "\t\tincarnation"}, {control + "/copies.go", "\t\treturn enqueueDiscard(tx, c.Account, discardPayload{Copy: id})", "\t\treturn nil"}},
+		edits: []edit{{control + "/copies.go", "\t\tif err := r.hasRoom(tx, account); err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := r.canPromise", "\t\tif err := r.canPromise"}, {control + "/copies.go", "\t\treturn enqueueDiscard(tx, c.Account, discardPayload{Copy: id})", "\t\treturn nil"}},
 	},
 	{
 		name: "a forced deletion leaves the pins", pkg: control, test: "TestForcedDelete",
@@ -122,11 +122,15 @@ var controlList = []mutation{
 	},
 	{
 		name: "a lower rate does not reach a copy under way", pkg: control, test: "TestLimitsHold",
-		edits: []edit{{control + "/copypace.go", "\t\tb.own.Set(rate)\n", "\t\t_ = b\n"}, {control + "/copypace.go", "\t\t\tb.own.Set(active[i].Rate)\n", "\t\t\t_ = b\n"}},
+		edits: []edit{{control + "/copypace.go", "\t\tb.own.Set(rate)\n", "\t\t_ = b\n"}, {control + "/copypace.go", "\t\t\tl.copies[id].own.Set(active[i].Rate)\n", ""}},
 	},
 	{
 		name: "a promise does not count the promises before it", pkg: control, test: "TestDeadlines",
 		edits: []edit{{control + "/copydeadline.go", "\t\tsum += n.bytes\n", "\t\tsum = n.bytes\n"}},
+	},
+	{
+		name: "promises of an account over other links do not count", pkg: control, test: "TestPromises",
+		edits: []edit{{control + "/copydeadline.go", "\t\tif x.Account == c.Account {\n", "\t\tif x.Account == c.Account && x.Source.Region == \"\" {\n"}},
 	},
 	{
 		name: "a full bucket uses up no patience", pkg: control, test: "TestCopyIntoFull",
