@@ -92,25 +92,19 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 		}
 		c.Deadline, c.Plan = c.Created.Add(req.Within), &plan
 	}
-	var incarnation uint64
 	err = r.db.Update(ctx, func(tx *meta.Tx) error {
-		region, err := tx.Region()
-		if err != nil {
-			return err
-		}
 		if err := r.hasRoom(tx, account); err != nil {
 			return err
 		}
 		if err := r.canPromise(tx, &c, req.Within); err != nil {
 			return err
 		}
-		incarnation = region.Incarnation
 		return tx.InsertCopy(c)
 	})
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	h, err := from.Pin(ctx, transfer.Pin{Snapshot: req.Source, Copy: c.ID, Incarnation: incarnation})
+	h, err := r.pin(ctx, from, c)
 	var s meta.Snapshot
 	if err == nil {
 		s, err = r.admit(ctx, account, req, d, c, h.Pin)

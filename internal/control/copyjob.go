@@ -155,18 +155,10 @@ func (r *Region) releaseOf(ctx context.Context, id snapferry.CopyID) error {
 	if err != nil {
 		return err
 	}
-	h := transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}
+	h := handleOf(c)
 	if c.Pin == "" {
 		// Reserved, and the answer to the pin was lost: pinning is idempotent.
-		var region meta.Region
-		err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-			region, err = tx.Region()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		h, err = from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation})
+		h, err = r.pin(ctx, from, c)
 		if k := snapferry.KindOf(err); err != nil && (k == snapferry.NotFound || k == snapferry.Conflict || k == snapferry.Denied) {
 			return nil // nothing to pin, so nothing pinned
 		}
@@ -221,34 +213,40 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	defer w.Close()
 	p.begin(w, d.Present)
 	chain := r.limits.chain(r.name, &c)
-	source := paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), chain, nil, p.pulse}
-	if err := r.planCopyRun(ctx, p, source, d, s.Parent); err != nil {
-		return r.blame(ctx, c, err)
+	cfg := transfer.Config{
+		Info: d.Info, Source: watched{from.Source(handleOf(c)), p.pulse}, Sink: sink{w}, Stats: &p.stats,
+		Limit: func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) },
 	}
-	cfg := transfer.Config{Info: d.Info, Source: source, Sink: sink{w}, Stats: &p.stats}
-	cfg.Limit = func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) }
+	pinned, stop := r.renewing(ctx, c)
+	defer stop()
+	if err := r.planCopyRun(pinned, p, cfg, s.Parent); err != nil {
+		return r.blame(pinned, c, err)
+	}
 	if r.files.Caches != nil {
 		defer r.files.Caches.Hold(s.Version)()
 		cfg.Near = near{r.files.Caches, s.Version}
 	}
-	err = transfer.Run(ctx, cfg)
-	if err != nil {
+	if err = transfer.Run(pinned, cfg); err != nil {
 		if ctx.Err() != nil || passes(err) {
 			// What has arrived is kept for the next run, if it can be.
 			_ = w.Checkpoint(context.WithoutCancel(ctx))
 		}
-		return r.blame(ctx, c, err)
+		return r.blame(pinned, c, err)
+	}
+	stop()
+	if err := r.renew(ctx, c); err != nil {
+		return err
 	}
 	return r.commitCopy(ctx, p, w, s, d)
 }
 
 // planCopyRun finds out what is to cross in this run, and begins to move it.
-func (r *Region) planCopyRun(ctx context.Context, p *puller, source transfer.Source, d transfer.Description, base snapferry.SnapshotID) error {
-	planner := transfer.Planner{Info: d.Info, Source: source, Base: p.w.Base()}
+func (r *Region) planCopyRun(ctx context.Context, p *puller, cfg transfer.Config, base snapferry.SnapshotID) error {
+	planner := transfer.Planner{Info: cfg.Info, Source: cfg.Source, Base: p.w.Base(), Limit: cfg.Limit}
 	if err := planner.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return err
 	}
-	plan := planned(d.Info, planner.Totals, base, p.copy.Full)
+	plan := planned(cfg.Info, planner.Totals, base, p.copy.Full)
 	p.expect(plan.MoveBytes)
 	return r.moveCopy(ctx, p.run, p.copy.ID, snapferry.CopyMoving, &plan)
 }

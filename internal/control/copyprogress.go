@@ -43,81 +43,98 @@ func (p *pulse) stalled(from snapferry.RegionName, now time.Time) *snapferry.Sta
 	return s
 }
 
-// paced is a source whose answers pass the limits, and show that it lives. What
-// it does not take from the connection yet the other region does not send.
-type paced struct {
-	transfer.Source
-	nodes, blocks limit.Chain
-	pulse         *pulse // may be nil
-}
-
-// The bytes of a node and of a frame on the wire, beside the payload of that.
-const (
-	itemBytes = 20
-	nodeBytes = 32 // of the header and the bitmap of a node
-	childSize = 36 // of each child: its digest, and its count or length
-)
-
-func (s paced) ask(fn func() error) error {
-	if s.pulse == nil {
-		return fn()
-	}
-	s.pulse.asking.Add(1)
-	defer s.pulse.asking.Add(-1)
-	return fn()
-}
-
 // pass notes that bytes came, and returns when they pass the limits.
 func (p *pulse) pass(ctx context.Context, limits limit.Chain, n int) error {
-	if p == nil {
-		return limits.Wait(ctx, n)
-	}
 	p.beat()
 	p.held.Add(1)
 	defer p.held.Add(-1)
 	return limits.Wait(ctx, n)
 }
 
+// ask is what waits for the source.
+func (p *pulse) ask(fn func() error) error {
+	p.asking.Add(1)
+	defer p.asking.Add(-1)
+	return fn()
+}
+
+// watched is the source of a copy, which shows when it is waited for.
+type watched struct {
+	transfer.Source
+	pulse *pulse
+}
+
 // Nodes implements transfer.Source.
-func (s paced) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
-	return s.ask(func() error {
-		return s.Source.Nodes(ctx, at, func(p snapferry.Position, n *blockmap.Node) error {
-			if err := s.pulse.pass(ctx, s.nodes, itemBytes+int(nodeSize(n))); err != nil {
-				return err
-			}
-			return fn(p, n)
-		})
-	})
+func (s watched) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	return s.pulse.ask(func() error { return s.Source.Nodes(ctx, at, fn) })
 }
 
 // Blocks implements transfer.Source.
-func (s paced) Blocks(ctx context.Context, want []transfer.Want) (f transfer.Frames, err error) {
-	err = s.ask(func() error {
+func (s watched) Blocks(ctx context.Context, want []transfer.Want) (f transfer.Frames, err error) {
+	err = s.pulse.ask(func() error {
 		f, err = s.Source.Blocks(ctx, want)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &pacedFrames{f, s, ctx}, nil
+	return watchedFrames{f, s.pulse}, nil
 }
 
-// pacedFrames lives as long as the request it answers, whose context it keeps.
-type pacedFrames struct {
+type watchedFrames struct {
 	transfer.Frames
-	source paced
-	ctx    context.Context
+	pulse *pulse
 }
 
-func (f *pacedFrames) Next() (x transfer.Frame, err error) {
-	err = f.source.ask(func() error {
+func (f watchedFrames) Next() (x transfer.Frame, err error) {
+	err = f.pulse.ask(func() error {
 		x, err = f.Frames.Next()
 		return err
 	})
+	return x, err
+}
+
+// itemBytes is what a node or a frame has on the wire beside its payload.
+const itemBytes = 20
+
+// limited is a source whose answers pass limits. What it does not take from the
+// connection yet the other region does not send.
+type limited struct {
+	transfer.Source
+	limits limit.Chain
+}
+
+// Nodes implements transfer.Source.
+func (s limited) Nodes(ctx context.Context, at []snapferry.Position, fn func(snapferry.Position, *blockmap.Node) error) error {
+	return s.Source.Nodes(ctx, at, func(p snapferry.Position, n *blockmap.Node) error {
+		if err := s.limits.Wait(ctx, itemBytes+transfer.WireSize(n)); err != nil {
+			return err
+		}
+		return fn(p, n)
+	})
+}
+
+// Blocks implements transfer.Source.
+func (s limited) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	f, err := s.Source.Blocks(ctx, want)
 	if err != nil {
+		return nil, err
+	}
+	return &limitedFrames{f, s.limits, ctx}, nil
+}
+
+// limitedFrames lives as long as the request it answers, whose context it keeps.
+type limitedFrames struct {
+	transfer.Frames
+	limits limit.Chain
+	ctx    context.Context
+}
+
+func (f *limitedFrames) Next() (x transfer.Frame, err error) {
+	if x, err = f.Frames.Next(); err != nil {
 		return x, err
 	}
-	return x, f.source.pulse.pass(f.ctx, f.source.blocks, itemBytes+len(x.Payload))
+	return x, f.limits.Wait(f.ctx, itemBytes+len(x.Payload))
 }
 
 // An estimator says when something will end that goes on as it went.

@@ -241,7 +241,7 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 	chain := r.limits.chain(r.name, &c)
 	e.image, err = transfer.NewImage(transfer.ImageConfig{
 		Info: d.Info, Open: openFrame,
-		Source: paced{from.Source(transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}), chain, chain, nil},
+		Source: limited{from.Source(handleOf(c)), chain},
 		Received: func(n int) {
 			e.moved.Add(int64(n))
 			e.blocks.Add(1)

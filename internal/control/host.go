@@ -155,6 +155,20 @@ func (h Host) pinned(tx *meta.Tx, c transfer.Caller, x transfer.Handle) (meta.Pi
 	return p, err
 }
 
+// Renew notes that a pin is still needed, and does not take it again if it was broken.
+func (h Host) Renew(ctx context.Context, c transfer.Caller, x transfer.Handle) error {
+	var p meta.Pin
+	err := h.db.View(ctx, func(tx *meta.Tx) (err error) {
+		p, err = h.pinned(tx, c, x)
+		return err
+	})
+	now := time.Now()
+	if err != nil || now.Sub(p.Seen) < sentEvery {
+		return err
+	}
+	return h.db.Update(ctx, func(tx *meta.Tx) error { return tx.SeePin(p.ID, now) })
+}
+
 // Release ends a pin. If its snapshot was deleted meanwhile and this was the
 // last pin, the deletion takes effect.
 func (h Host) Release(ctx context.Context, c transfer.Caller, x transfer.Handle, ending snapferry.Ending) error {
@@ -324,7 +338,7 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 		if err := fn(p, n); err != nil {
 			return err
 		}
-		bytes += nodeSize(n)
+		bytes += int64(transfer.WireSize(n))
 	}
 	return nil
 }
@@ -411,6 +425,10 @@ func (l *local) Describe(ctx context.Context, id snapferry.SnapshotID) (transfer
 
 func (l *local) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error) {
 	return l.host().Pin(ctx, l.caller, p)
+}
+
+func (l *local) Renew(ctx context.Context, h transfer.Handle) error {
+	return l.host().Renew(ctx, l.caller, h)
 }
 
 func (l *local) Release(ctx context.Context, h transfer.Handle, ending snapferry.Ending) error {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -189,43 +190,103 @@ func (r *Region) sourceOf(ctx context.Context, c meta.Copy) (from transfer.Remot
 	return from, d, err
 }
 
+// handleOf is by what right a copy reads its source.
+func handleOf(c meta.Copy) transfer.Handle {
+	return transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}
+}
+
+// pin takes the pin of a copy, or finds it.
+func (r *Region) pin(ctx context.Context, from transfer.Remote, c meta.Copy) (h transfer.Handle, err error) {
+	var region meta.Region
+	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
+		region, err = tx.Region()
+		return err
+	})
+	if err != nil {
+		return h, err
+	}
+	return from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation})
+}
+
+const (
+	// renewEvery is how often a copy under way renews its pin.
+	renewEvery = 10 * time.Second
+	// renewTime is how long the answer to that may take.
+	renewTime = 10 * time.Second
+)
+
+// renewing renews the pin of a copy until it is stopped, and ends the context when
+// there is no source any more, for which the cause is an endedError then.
+func (r *Region) renewing(ctx context.Context, c meta.Copy) (_ context.Context, stop func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for wait(ctx, nil, renewEvery); ctx.Err() == nil; wait(ctx, nil, renewEvery) {
+			if err := r.renew(ctx, c); err != nil {
+				end(err)
+			}
+		}
+	}()
+	return ctx, func() { end(nil); <-ended }
+}
+
+// renew renews the pin of a copy, and takes it again when it was broken. Its error is
+// an endedError: there is nothing left to pin. A source that cannot be asked is none.
+func (r *Region) renew(ctx context.Context, c meta.Copy) error {
+	ctx, stop := context.WithTimeout(ctx, renewTime)
+	defer stop()
+	from, err := r.remote(ctx, c.Source.Region, c.Account)
+	if err == nil {
+		err = from.Renew(ctx, handleOf(c))
+	}
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		err = r.repin(ctx, c)
+	}
+	if gone := (*endedError)(nil); errors.As(err, &gone) {
+		return gone
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.DebugContext(ctx, "renew the pin of a copy", "copy", c.ID, "err", err)
+	}
+	return nil
+}
+
+// repin takes the pin of a copy again that was broken.
+func (r *Region) repin(ctx context.Context, c meta.Copy) error {
+	from, _, err := r.sourceOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	if _, err = r.pin(ctx, from, c); err == nil {
+		return nil
+	}
+	if _, _, gone := r.sourceOf(ctx, c); gone != nil {
+		return gone // it is deleted just now
+	}
+	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and could not be taken again: %w", err)
+}
+
 // blame looks for the reason of an error that came while a copy was reading: when
 // its pin was broken, it takes a new one, if there is something left to pin.
 func (r *Region) blame(ctx context.Context, c meta.Copy, err error) error {
+	if gone := (*endedError)(nil); errors.As(context.Cause(ctx), &gone) {
+		return gone
+	}
 	if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {
 		return err
 	}
-	from, _, gone := r.sourceOf(ctx, c)
-	if gone != nil {
-		return gone
+	from, err2 := r.remote(ctx, c.Source.Region, c.Account)
+	if err2 == nil {
+		err2 = from.Renew(ctx, handleOf(c))
 	}
-	for after := ""; ; {
-		held, err2 := from.Pins(ctx, after)
-		if err2 != nil {
-			return err2
-		}
-		for _, x := range held {
-			if after = x.Pin; x.Pin == c.Pin {
-				return err // it is not that
-			}
-		}
-		if len(held) == 0 {
-			break
+	if err2 == nil {
+		return err // it is not that
+	}
+	if snapferry.IsKind(err2, snapferry.NotFound) {
+		if err2 = r.repin(ctx, c); err2 == nil {
+			err2 = snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
 		}
 	}
-	var region meta.Region
-	if err2 := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-		region, err = tx.Region()
-		return err
-	}); err2 != nil {
-		return err2
-	}
-	if _, err2 := from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation}); err2 != nil {
-		// It may be deleted just now.
-		if _, _, gone := r.sourceOf(ctx, c); gone != nil {
-			return gone
-		}
-		return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and could not be taken again: %w", err2)
-	}
-	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
+	return err2
 }

@@ -2,6 +2,8 @@ package control_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -106,6 +108,65 @@ func TestForcedDelete(t *testing.T) {
 		}
 		w.check()
 	}
+}
+
+// TestForcedDeleteUnseen deletes the source of a copy by force while nothing comes from
+// it, and when everything has come: the copy finds out as it renews its pin.
+func TestForcedDeleteUnseen(t *testing.T) {
+	t.Run("nothing comes", func(t *testing.T) {
+		t.Parallel() // it waits for the next renewal
+		w := newWorld(t)
+		s := w.imported(firstDisk())
+		asked, _ := w.shut()
+		c := w.copy(control.CopyRequest{Source: s.ID})
+		<-asked
+		if err := w.east.Control.Abandon(t.Context(), w.atEast, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		w.ended(c.Copy, snapferry.EndedSourceDeleted, 0)
+		gone(t, w.west, c.ID)
+		w.check()
+	})
+	t.Run("all came", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		s := w.many(w.atEast, 1)[0]
+		w.toEast.Wrap(func(src transfer.Source) transfer.Source {
+			return &atEnd{src, func() {
+				if err := w.east.Control.Abandon(t.Context(), w.atEast, s); err != nil {
+					t.Error(err)
+				}
+			}}
+		})
+		c := w.copy(control.CopyRequest{Source: s})
+		w.ended(c.Copy, snapferry.EndedSourceDeleted, 1)
+		gone(t, w.west, c.ID)
+		w.check()
+	})
+}
+
+// atEnd is a source that does something at the end of a stream.
+type atEnd struct {
+	transfer.Source
+	do func()
+}
+
+type atEndFrames struct {
+	transfer.Frames
+	do func()
+}
+
+func (s *atEnd) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	f, err := s.Source.Blocks(ctx, want)
+	return &atEndFrames{f, s.do}, err
+}
+
+func (f *atEndFrames) Next() (transfer.Frame, error) {
+	x, err := f.Frames.Next()
+	if errors.Is(err, io.EOF) {
+		f.do()
+	}
+	return x, err
 }
 
 // TestSourceLost waits for a source that does not come back until its patience ends.

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/internal/meta"
 )
 
@@ -114,6 +113,3 @@ func (r *Region) meterAll(ctx context.Context) {
 		}
 	}
 }
-
-// nodeSize is about what a node takes on the wire.
-func nodeSize(n *blockmap.Node) int64 { return int64(nodeBytes + childSize*n.Len()) }

@@ -101,6 +101,14 @@ var controlList = []mutation{
 		edits: []edit{{ctlSnaps, "case force && len(pins) > 0:", "case force && len(pins) > 1<<20:"}},
 	},
 	{
+		name: "a copy does not renew its pin", pkg: control, test: "TestForcedDeleteUnseen",
+		edits: []edit{{control + "/pins.go", "\t\t\tif err := r.renew(ctx, c); err != nil {", "\t\t\tif err := ctx.Err(); err != nil {"}},
+	},
+	{
+		name: "a copy does not look at its pin before its commit", pkg: control, test: "TestForcedDeleteUnseen",
+		edits: []edit{{ctlCopyJob, "\tstop()\n\tif err := r.renew(ctx, c); err != nil {\n\t\treturn err\n\t}\n", "\tstop()\n"}},
+	},
+	{
 		name: "a copy does not look why its pin is gone", pkg: control, test: "TestBreakPin",
 		edits: []edit{{control + "/pins.go", "if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {\n\t\treturn err", "if err != nil {\n\t\treturn err"}},
 	},

@@ -24,7 +24,7 @@ var simulationList = []mutation{
 	},
 	{
 		name: "in a world: the pin is released before the commit", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{ctlCopyJob, "\terr = transfer.Run(ctx, cfg)\n", "\t_ = from.Release(ctx, transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot})\n\terr = transfer.Run(ctx, cfg)\n"}},
+		edits: []edit{{ctlCopyJob, "\tif err = transfer.Run(pinned, cfg); err != nil {\n", "\t_ = from.Release(ctx, handleOf(c), \"\")\n\tif err = transfer.Run(pinned, cfg); err != nil {\n"}},
 	},
 	{
 		name: "in a world: a pin whose answer was lost stays", pkg: simulated, test: simTest, args: worlds,

@@ -181,6 +181,10 @@ func (r *remote) Pin(ctx context.Context, p transfer.Pin) (h transfer.Handle, er
 	return h, r.ask(ctx, pathPin, p, &h)
 }
 
+func (r *remote) Renew(ctx context.Context, h transfer.Handle) error {
+	return r.ask(ctx, pathRenew, h, &struct{}{})
+}
+
 func (r *remote) Release(ctx context.Context, h transfer.Handle, ending snapferry.Ending) error {
 	return r.ask(ctx, pathRelease, releaseRequest{h, ending}, &struct{}{})
 }

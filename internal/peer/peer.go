@@ -28,6 +28,7 @@ const (
 	pathDescribe = "/peer/v1/describe"
 	pathPin      = "/peer/v1/pin"
 	pathRelease  = "/peer/v1/release"
+	pathRenew    = "/peer/v1/renew"
 	pathPins     = "/peer/v1/pins"
 	pathNodes    = "/peer/v1/nodes"
 	pathBlocks   = "/peer/v1/blocks"

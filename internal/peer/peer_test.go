@@ -119,6 +119,7 @@ func TestCopyOverTLS(t *testing.T) {
 	wantKind(t, "unknown account", err, snapferry.Denied)
 	_, err = client.As("a").Describe(ctx, snapferry.NewSnapshotID())
 	wantKind(t, "unknown snapshot", err, snapferry.NotFound)
+	wantKind(t, "renew an unknown pin", client.As("a").Renew(ctx, transfer.Handle{Pin: "pin-x"}), snapferry.NotFound)
 	wantKind(t, "unknown pin", client.As("a").Release(ctx, transfer.Handle{Pin: "pin-x"}, ""), snapferry.NotFound)
 
 	// Who is not who it must be is not let in.
@@ -160,6 +161,8 @@ func (f failing) Pin(context.Context, transfer.Caller, transfer.Pin) (transfer.H
 func (f failing) Pins(context.Context, transfer.Caller, string) ([]transfer.Held, error) {
 	return nil, f.err
 }
+
+func (f failing) Renew(context.Context, transfer.Caller, transfer.Handle) error { return f.err }
 
 func (f failing) Release(context.Context, transfer.Caller, transfer.Handle, snapferry.Ending) error {
 	return f.err

@@ -24,6 +24,7 @@ func Handler(h transfer.Host, log *slog.Logger) http.Handler {
 	mux.Handle("POST "+pathHello, s.handle(s.hello))
 	mux.Handle("POST "+pathDescribe, s.handle(s.describe))
 	mux.Handle("POST "+pathPin, s.handle(s.pin))
+	mux.Handle("POST "+pathRenew, s.handle(s.renew))
 	mux.Handle("POST "+pathRelease, s.handle(s.release))
 	mux.Handle("POST "+pathPins, s.handle(s.pins))
 	mux.Handle("POST "+pathNodes, s.handle(s.nodes))
@@ -179,6 +180,14 @@ func (s *server) pin(ctx context.Context, c transfer.Caller, body []byte) (reply
 	}
 	h, err := s.host.Pin(ctx, c, req)
 	return reply{value: h}, err
+}
+
+func (s *server) renew(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {
+	var h transfer.Handle
+	if err := decode(body, &h); err != nil {
+		return reply{}, err
+	}
+	return reply{value: struct{}{}}, s.host.Renew(ctx, c, h)
 }
 
 func (s *server) release(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {

@@ -158,6 +158,10 @@ func (t *traveller) Pin(ctx context.Context, p transfer.Pin) (h transfer.Handle,
 	return h, err
 }
 
+func (t *traveller) Renew(ctx context.Context, h transfer.Handle) error {
+	return t.road.request(func() error { return t.to.Renew(ctx, h) })
+}
+
 func (t *traveller) Release(ctx context.Context, h transfer.Handle, ending snapferry.Ending) error {
 	return t.road.request(func() error { return t.to.Release(ctx, h, ending) })
 }

@@ -91,6 +91,14 @@ func (d *direct) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, erro
 	return h.Pin(ctx, d.caller, p)
 }
 
+func (d *direct) Renew(ctx context.Context, x transfer.Handle) error {
+	h, _, err := d.host()
+	if err != nil {
+		return err
+	}
+	return h.Renew(ctx, d.caller, x)
+}
+
 func (d *direct) Release(ctx context.Context, x transfer.Handle, ending snapferry.Ending) error {
 	h, _, err := d.host()
 	if err != nil {

@@ -246,12 +246,14 @@ func (p *Planner) both(ctx context.Context, items []item, g *guesses, fn func(k 
 		return nil
 	}
 	came := 0
-	return persist(ctx, func() (progress, error) {
+	return persist(ctx, func() (bool, error) {
 		before := came
 		ctx, s, stop := watch(ctx, nodeSilence)
 		defer stop()
 		err := p.Source.Nodes(ctx, g.behind(at[came:]), func(where snapferry.Position, n *blockmap.Node) error {
-			s.beat()
+			if err := s.hold(func() error { return p.pass(ctx, n) }); err != nil {
+				return err
+			}
 			if came == len(at) && g.keep(where, n) {
 				return nil
 			}
@@ -272,10 +274,7 @@ func (p *Planner) both(ctx context.Context, items []item, g *guesses, fn func(k 
 		case err == nil && came < len(at):
 			err = snapferry.Errorf(snapferry.Unavailable, "the source sent %d nodes of %d", came, len(at))
 		}
-		if came > before {
-			return some, err
-		}
-		return nothing, err
+		return came > before, err
 	})
 }
 

@@ -127,25 +127,18 @@ func (r *run) fetch(ctx context.Context, a *ask, f *flight) error {
 		}
 	}
 	seen := r.Stats.Blocks.Load()
-	return persist(ctx, func() (progress, error) {
+	return persist(ctx, func() (came bool, err error) {
 		ctx, end := r.pace.start(ctx, f)
 		defer end()
-		came, err := r.stream(ctx, a, f)
+		err = r.stream(ctx, a, f)
 		before := seen
 		seen = r.Stats.Blocks.Load()
-		switch {
-		case came > 0:
-			return some, why(ctx, err)
-		case seen > before:
-			return elsewhere, why(ctx, err)
-		}
-		return nothing, why(ctx, err)
+		return seen > before, why(ctx, err)
 	})
 }
 
-// stream makes one request for what has not come of an ask, and says how many
-// blocks it brought.
-func (r *run) stream(ctx context.Context, a *ask, f *flight) (came int, err error) {
+// stream makes one request for what has not come of an ask.
+func (r *run) stream(ctx context.Context, a *ask, f *flight) error {
 	var want []Want
 	var left []*part
 	for _, p := range a.parts {
@@ -154,50 +147,52 @@ func (r *run) stream(ctx context.Context, a *ask, f *flight) (came int, err erro
 		}
 	}
 	if len(want) == 0 {
-		return 0, nil
+		return nil
 	}
 	frames, err := r.Source.Blocks(ctx, want)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer frames.Close()
 	for _, p := range left {
 		for i := p.rest.Next(0); i < blockmap.Fanout; i = p.rest.Next(i + 1) {
 			fr, err := frames.Next()
 			if errors.Is(err, io.EOF) {
-				return came, snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
+				return snapferry.Errorf(snapferry.Unavailable, "the source ended its stream early")
 			}
 			if err != nil {
-				return came, err
+				return err
 			}
-			r.Stats.Moved.Add(int64(len(fr.Payload)))
-			r.Stats.Blocks.Add(1)
 			r.pace.arrived(f, len(fr.Payload))
-			if r.Limit != nil {
-				r.pace.hold(f, true)
-				err := r.Limit(ctx, len(fr.Payload))
-				r.pace.hold(f, false)
-				if err != nil {
-					return came, err
-				}
+			if err := r.pace.hold(f, func() error { return r.pass(ctx, fr) }); err != nil {
+				return err
 			}
 			if err := r.keep(ctx, p, i, fr, f); err != nil {
-				return came, err
+				return err
 			}
-			came++
 		}
 		if err := r.came(ctx, p); err != nil {
-			return came, err
+			return err
 		}
 	}
 	_, err = frames.Next()
 	switch {
 	case err == nil:
-		return came, snapferry.Errorf(snapferry.Corrupt, "the source sent more blocks than were asked for")
+		return snapferry.Errorf(snapferry.Corrupt, "the source sent more blocks than were asked for")
 	case errors.Is(err, io.EOF) || snapferry.IsKind(err, snapferry.Unavailable):
-		return came, nil // all is here, also if the end was cut
+		return nil // all is here, also if the end was cut
 	}
-	return came, err
+	return err
+}
+
+// pass counts a frame that came, and returns when it passes the limit.
+func (r *run) pass(ctx context.Context, f Frame) error {
+	r.Stats.Moved.Add(int64(len(f.Payload)))
+	r.Stats.Blocks.Add(1)
+	if r.Limit == nil {
+		return nil
+	}
+	return r.Limit(ctx, len(f.Payload))
 }
 
 // keep copies a frame, which must be that of block i, when there is memory for it.
@@ -212,10 +207,7 @@ func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) err
 	k := len(a.chunks) - 1
 	if k < 0 || cap(a.chunks[k])-len(a.chunks[k]) < len(f.Payload) {
 		if r.budget.try(p.leaf.number, chunkSize) != nil {
-			r.pace.hold(fl, true)
-			err := r.budget.take(ctx, p.leaf.number, chunkSize)
-			r.pace.hold(fl, false)
-			if err != nil {
+			if err := r.pace.hold(fl, func() error { return r.budget.take(ctx, p.leaf.number, chunkSize) }); err != nil {
 				return err
 			}
 		}

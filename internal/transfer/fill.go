@@ -119,15 +119,15 @@ func (r *run) putNear(ctx context.Context, f Filler, l *leaf, i int, d digest.Di
 	if r.Near.Read(at, buf) && digest.Block(buf) == d {
 		return f.Put(i, buf[:min(r.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
 	}
-	return persist(ctx, func() (progress, error) {
-		ctx, _, stop := watch(ctx, nodeSilence)
+	return persist(ctx, func() (bool, error) {
+		ctx, s, stop := watch(ctx, nodeSilence)
 		defer stop()
-		return nothing, why(ctx, r.putOne(ctx, f, l, i, d))
+		return false, why(ctx, r.putOne(ctx, f, l, i, d, s))
 	})
 }
 
 // putOne asks for one block and sets it.
-func (r *run) putOne(ctx context.Context, f Filler, l *leaf, i int, d digest.Digest) error {
+func (r *run) putOne(ctx context.Context, f Filler, l *leaf, i int, d digest.Digest, s *silence) error {
 	var one blockmap.Bitmap
 	one.Set(i)
 	frames, err := r.Source.Blocks(ctx, []Want{{Leaf: l.Leaf, Blocks: one}})
@@ -142,10 +142,11 @@ func (r *run) putOne(ctx context.Context, f Filler, l *leaf, i int, d digest.Dig
 	if err != nil {
 		return err
 	}
+	if err := s.hold(func() error { return r.pass(ctx, fr) }); err != nil {
+		return err
+	}
 	if at := l.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
 		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
 	}
-	r.Stats.Moved.Add(int64(len(fr.Payload)))
-	r.Stats.Blocks.Add(1)
 	return put(f, i, d, fr)
 }

@@ -12,6 +12,9 @@ const (
 	// minAsked is how many bytes are under way at least where there is work: four
 	// requests.
 	minAsked = 4 * askBytes
+	// longHold is what a stream may wait for other reasons than the source without
+	// a difference to its rate.
+	longHold = 10 * time.Millisecond
 	// paceTick is how often the pace is looked at.
 	paceTick = 500 * time.Millisecond
 )
@@ -142,11 +145,21 @@ func (p *pace) arrived(f *flight, bytes int) {
 	}
 }
 
-// hold notes that a flight waits for memory, or a limit, or does not any more.
-func (p *pace) hold(f *flight, held bool) {
+// hold runs what may let a flight wait, for memory or a limit. While it does, and if
+// that took long, the flight is not compared with others.
+func (p *pace) hold(f *flight, fn func() error) error {
+	began := time.Now()
+	p.mu.Lock()
+	f.held = true
+	p.mu.Unlock()
+	err := fn()
+	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f.held, f.old, f.last = held, false, time.Now()
+	if f.held = false; now.Sub(began) >= longHold {
+		f.old, f.last = false, now
+	}
+	return err
 }
 
 // run looks at the pace until ctx ends.

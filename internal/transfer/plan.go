@@ -31,8 +31,23 @@ type Planner struct {
 	Source Source
 	Base   blockmap.Map
 	Totals Totals
+	// Limit, if not nil, is called with about the bytes of each node that came,
+	// before the next one is taken, and may wait.
+	Limit func(ctx context.Context, bytes int) error
 
 	settled int64 // blocks of the leaves emitted
+}
+
+// WireSize is about the bytes that a node takes between regions: a header and the
+// bitmap, and for each child its digest and its count, or its length.
+func WireSize(n *blockmap.Node) int { return 32 + 36*n.Len() }
+
+// pass returns when a node that came passes the limit.
+func (p *Planner) pass(ctx context.Context, n *blockmap.Node) error {
+	if p.Limit == nil {
+		return nil
+	}
+	return p.Limit(ctx, WireSize(n))
 }
 
 // Run calls emit for each leaf in which the source differs from the base, in

@@ -65,6 +65,8 @@ type Remote interface {
 	Hello(ctx context.Context) (Hello, error)
 	Describe(ctx context.Context, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, p Pin) (handle Handle, err error)
+	// Renew notes that a pin is still needed; NotFound when it is there no more.
+	Renew(ctx context.Context, h Handle) error
 	// Release ends a pin, and says how the copy ended that held it; empty: nobody
 	// knows.
 	Release(ctx context.Context, h Handle, ending snapferry.Ending) error
@@ -79,6 +81,7 @@ type Host interface {
 	Hello(ctx context.Context, c Caller) (Hello, error)
 	Describe(ctx context.Context, c Caller, id snapferry.SnapshotID) (Description, error)
 	Pin(ctx context.Context, c Caller, p Pin) (handle Handle, err error)
+	Renew(ctx context.Context, c Caller, h Handle) error
 	Release(ctx context.Context, c Caller, h Handle, ending snapferry.Ending) error
 	Pins(ctx context.Context, c Caller, after string) ([]Held, error)
 	Source(ctx context.Context, c Caller, h Handle) (Source, error)

@@ -17,30 +17,20 @@ const (
 	maxPause   = 2 * time.Second
 )
 
-// progress is what came of a try that failed, and since the one before.
-type progress int
-
-const (
-	nothing   progress = iota
-	elsewhere          // something came of other pieces: the source is there
-	some               // something came of this one
-)
-
 // persist calls fn until it succeeds, fails for good, or has failed with
 // Unavailable tries times in a row and nothing came: after 1.5 s of pauses, or a
-// little less. Only fn's piece of the work waits.
-func persist(ctx context.Context, fn func() (progress, error)) error {
+// little less. fn says whether something has come since the try before, of its
+// piece or of others: then the source is there, and it begins to count, and to
+// wait, anew. Only fn's piece of the work waits.
+func persist(ctx context.Context, fn func() (came bool, err error)) error {
 	pause := firstPause
 	for left := tries; ; {
 		came, err := fn()
 		if err == nil || ctx.Err() != nil || !snapferry.IsKind(err, snapferry.Unavailable) {
 			return err
 		}
-		if came > nothing {
-			left = tries
-		}
-		if came == some {
-			pause = firstPause
+		if came {
+			left, pause = tries, firstPause
 		}
 		if left--; left == 0 {
 			return err
@@ -57,7 +47,7 @@ func persist(ctx context.Context, fn func() (progress, error)) error {
 	}
 }
 
-// silence ends what it watches when nothing comes for a time: see beat.
+// silence ends what it watches when nothing comes for a time: see hold.
 type silence struct {
 	timer *time.Timer
 	after time.Duration
@@ -73,7 +63,13 @@ func watch(ctx context.Context, after time.Duration) (_ context.Context, s *sile
 	return ctx, &silence{timer: t, after: after}, func() { t.Stop(); cancel(nil) }
 }
 
-func (s *silence) beat() { s.timer.Reset(s.after) }
+// hold notes that something came, and that what fn waits for is no silence.
+func (s *silence) hold(fn func() error) error {
+	s.timer.Stop()
+	err := fn()
+	s.timer.Reset(s.after)
+	return err
+}
 
 // why prefers the reason for which a context ended to what that did to others.
 func why(ctx context.Context, err error) error {

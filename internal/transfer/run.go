@@ -31,8 +31,8 @@ type Config struct {
 	// Memory bounds the bytes of what has come and was not filled in yet; 0 for
 	// DefaultMemory. The oldest leaf goes beyond it if it must, by 16 MiB at most.
 	Memory int64
-	// Limit, if not nil, is called with the bytes of each frame that came, before the
-	// next one of its stream is asked for, and may wait.
+	// Limit, if not nil, is called with the bytes of each frame, and about those of
+	// each node, that came, before the next one of its stream is taken, and may wait.
 	Limit func(ctx context.Context, bytes int) error
 	// Near, if not nil, has blocks that came from the source already, for somebody
 	// who could not wait.
@@ -111,7 +111,7 @@ func Run(ctx context.Context, c Config) error {
 // memory allow.
 func (r *run) dispatch(ctx context.Context, streams *errgroup.Group) error {
 	d := &dispatcher{run: r, streams: streams, next: &ask{}}
-	p := Planner{Info: r.Info, Source: r.Source, Base: r.Sink.Base()}
+	p := Planner{Info: r.Info, Source: r.Source, Base: r.Sink.Base(), Limit: r.Limit}
 	err := p.Run(ctx, func(s Step) error {
 		if s.Node != nil && r.Sink.Finished(s.Leaf) {
 			return snapferry.Errorf(snapferry.Corrupt, "leaf %d was finished by an earlier run but differs from the source", s.Leaf)
