@@ -110,16 +110,24 @@ func TestForcedDelete(t *testing.T) {
 	}
 }
 
-// TestForcedDeleteUnseen deletes the source of a copy by force while nothing comes from
-// it, and when everything has come: the copy finds out as it renews its pin.
+// TestForcedDeleteUnseen deletes the source of a copy by force while that takes what
+// has come as slowly as its limit says, and when everything has come: the copy finds
+// out as it renews its pin.
 func TestForcedDeleteUnseen(t *testing.T) {
-	t.Run("nothing comes", func(t *testing.T) {
+	t.Run("limited", func(t *testing.T) {
 		t.Parallel() // it waits for the next renewal
 		w := newWorld(t)
-		s := w.imported(firstDisk())
-		asked, _ := w.shut()
-		c := w.copy(control.CopyRequest{Source: s.ID})
-		<-asked
+		d := simtest.NewDisk(size)
+		for i := range uint64(20) {
+			d.Fill(i, 2*int(i)+1)
+		}
+		s := w.imported(d)
+		came := make(chan struct{}, 100)
+		w.toEast.Wrap(func(src transfer.Source) transfer.Source {
+			return &watched{src, func(error) { came <- struct{}{} }}
+		})
+		c := w.copy(control.CopyRequest{Source: s.ID, Rate: 1 << 10})
+		<-came
 		if err := w.east.Control.Abandon(t.Context(), w.atEast, s.ID); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +140,10 @@ func TestForcedDeleteUnseen(t *testing.T) {
 		w := newWorld(t)
 		s := w.many(w.atEast, 1)[0]
 		w.toEast.Wrap(func(src transfer.Source) transfer.Source {
-			return &atEnd{src, func() {
+			return &watched{src, func(err error) {
+				if !errors.Is(err, io.EOF) {
+					return
+				}
 				if err := w.east.Control.Abandon(t.Context(), w.atEast, s); err != nil {
 					t.Error(err)
 				}
@@ -145,27 +156,25 @@ func TestForcedDeleteUnseen(t *testing.T) {
 	})
 }
 
-// atEnd is a source that does something at the end of a stream.
-type atEnd struct {
+// watched is a source that says what Next of its streams returns, before it does.
+type watched struct {
 	transfer.Source
-	do func()
+	next func(error)
 }
 
-type atEndFrames struct {
+type watchedFrames struct {
 	transfer.Frames
-	do func()
+	next func(error)
 }
 
-func (s *atEnd) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+func (s *watched) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
 	f, err := s.Source.Blocks(ctx, want)
-	return &atEndFrames{f, s.do}, err
+	return &watchedFrames{f, s.next}, err
 }
 
-func (f *atEndFrames) Next() (transfer.Frame, error) {
+func (f *watchedFrames) Next() (transfer.Frame, error) {
 	x, err := f.Frames.Next()
-	if errors.Is(err, io.EOF) {
-		f.do()
-	}
+	f.next(err)
 	return x, err
 }
 
@@ -194,7 +203,7 @@ func TestBreakPin(t *testing.T) {
 	root := w.east.Account("root")
 	d := firstDisk()
 	s := w.imported(d)
-	asked, open := w.shut()
+	asked, open := w.cutOff()
 	c := w.copy(control.CopyRequest{Source: s.ID})
 	<-asked
 	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
