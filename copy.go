@@ -35,13 +35,16 @@ type Stall struct {
 	Again time.Time `json:"again,omitzero"` // when it is tried again, if it waits for that
 }
 
-// Copy is the transfer of a snapshot into a
-// region, a resource of the destination region.
+// Copy is the transfer of a snapshot, or of all those of a set, into a region: a
+// resource of the destination region. Those of a set become ready all at once, or
+// none of them does.
 type Copy struct {
 	ID       CopyID     `json:"id"`
 	Account  AccountID  `json:"account"`
-	Snapshot SnapshotID `json:"snapshot"` // the snapshot being made here
+	Snapshot SnapshotID `json:"snapshot"` // the snapshot being made here; of a set: the first
 	Source   CopySource `json:"source"`
+	Set      SetID      `json:"set,omitempty"`   // the set being made here, if one is copied
+	Parts    []CopyPart `json:"parts,omitempty"` // of a set: its snapshots, in order
 	State    CopyState  `json:"state"`
 	Ending   Ending     `json:"ending,omitempty"` // in a final state: why it ended
 	Reason   string     `json:"reason,omitempty"` // the same for people, when it is not done
@@ -55,6 +58,12 @@ type Copy struct {
 	Finished time.Time  `json:"finished,omitzero"`
 	Queue    *Queue     `json:"queue,omitempty"`    // while it waits for its turn
 	Progress *Progress  `json:"progress,omitempty"` // when its turn has come
+}
+
+// CopyPart is a snapshot of a set that is copied.
+type CopyPart struct {
+	Source   SnapshotID `json:"source"`
+	Snapshot SnapshotID `json:"snapshot"` // made of it here
 }
 
 // Queue is where a copy waits for its turn.
@@ -78,13 +87,13 @@ const (
 
 // Plan says what a copy will do, before or while it does it.
 type Plan struct {
-	Size         int64         `json:"size"`          // bytes of the disk
-	Digest       digest.Digest `json:"digest"`        // of the source
-	Present      int64         `json:"present"`       // plain bytes that are not zero
-	MoveBlocks   int64         `json:"move_blocks"`   // blocks that will cross
-	MoveBytes    int64         `json:"move_bytes"`    // their bytes as stored at the source
-	ReuseBlocks  int64         `json:"reuse_blocks"`  // blocks the destination already has
-	ChangedLeafs int64         `json:"changed_leafs"` // map leaves (16 MiB) that differ
+	Size         int64         `json:"size"`            // bytes of the disk
+	Digest       digest.Digest `json:"digest,omitzero"` // of the source; zero of a set
+	Present      int64         `json:"present"`         // plain bytes that are not zero
+	MoveBlocks   int64         `json:"move_blocks"`     // blocks that will cross
+	MoveBytes    int64         `json:"move_bytes"`      // their bytes as stored at the source
+	ReuseBlocks  int64         `json:"reuse_blocks"`    // blocks the destination already has
+	ChangedLeafs int64         `json:"changed_leafs"`   // map leaves (16 MiB) that differ
 	Base         SnapshotID    `json:"base,omitempty"`
 	Reason       string        `json:"reason"`         // why full or incremental, one sentence
 	Time         time.Duration `json:"time,omitempty"` // nanoseconds that moving takes at the present limits; 0: there are none

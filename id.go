@@ -11,13 +11,14 @@ import (
 // beginning with a letter.
 type RegionName string
 
-// AccountID, VolumeID, SnapshotID, CopyID and JobID name resources of one
+// AccountID, VolumeID, SnapshotID, SetID, CopyID and JobID name resources of one
 // region in the form users see: a prefix and 17 lower-case hexadecimal digits,
 // 68 random bits, never used twice.
 type (
 	AccountID  string // acct-…
 	VolumeID   string // vol-…, a volume's lineage
 	SnapshotID string // snap-…
+	SetID      string // set-…, of snapshots that were taken at one moment
 	CopyID     string // copy-…
 	JobID      string // job-…
 )
@@ -28,6 +29,7 @@ const idDigits = 17
 func NewAccountID() AccountID   { return AccountID(newID("acct-")) }
 func NewVolumeID() VolumeID     { return VolumeID(newID("vol-")) }    // NewVolumeID makes a new random id.
 func NewSnapshotID() SnapshotID { return SnapshotID(newID("snap-")) } // NewSnapshotID makes a new random id.
+func NewSetID() SetID           { return SetID(newID("set-")) }       // NewSetID makes a new random id.
 func NewCopyID() CopyID         { return CopyID(newID("copy-")) }     // NewCopyID makes a new random id.
 func NewJobID() JobID           { return JobID(newID("job-")) }       // NewJobID makes a new random id.
 
@@ -41,6 +43,12 @@ func newID(prefix string) string {
 func ParseSnapshotID(s string) (SnapshotID, error) {
 	err := checkID("snapshot", "snap-", s)
 	return SnapshotID(s), err
+}
+
+// ParseSetID checks the spelling of a set's id.
+func ParseSetID(s string) (SetID, error) {
+	err := checkID("set", "set-", s)
+	return SetID(s), err
 }
 
 // ParseCopyID checks the spelling of a copy's id.

@@ -88,6 +88,8 @@ type Snapshot struct {
 	Digest      digest.Digest `json:"digest,omitzero"`  // content digest; zero until ready
 	Created     time.Time     `json:"created"`
 	RetainUntil time.Time     `json:"retain_until,omitzero"` // zero: for ever
+	Set         SetID         `json:"set,omitempty"`         // that it is a member of: snapshots of several volumes at one moment
+	SetSize     int           `json:"set_size,omitempty"`    // of how many snapshots the set was made
 	Parent      SnapshotID    `json:"parent,omitempty"`      // the snapshot it is incremental on, if any
 	Source      *CopySource   `json:"source,omitempty"`      // set when it is a copy
 	Copy        CopyID        `json:"copy,omitempty"`        // the copy that makes or made it
@@ -101,7 +103,8 @@ type Snapshot struct {
 // CopySource names what a copy was made from.
 type CopySource struct {
 	Region   RegionName `json:"region"`
-	Snapshot SnapshotID `json:"snapshot"`
+	Snapshot SnapshotID `json:"snapshot"`      // of a copy of a set: the first
+	Set      SetID      `json:"set,omitempty"` // of a copy of a set
 }
 
 // Counts says where the bytes of a snapshot came from. All are bytes.

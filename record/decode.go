@@ -165,6 +165,7 @@ func decodeHold(p []byte) (Hold, error) {
 	h.PinIncarnation = binary.BigEndian.Uint64(f.may(tagPinIncarnation, 8))
 	h.PinCopy = snapferry.CopyID(f.text(tagPinCopy))
 	h.PinSnapshot = snapferry.SnapshotID(f.text(tagPinSnapshot))
+	h.SetSize = binary.BigEndian.Uint64(f.may(tagSetSize, 8))
 	f.end()
 	h.extra = f.extra
 	if f.err == nil && int(kind) >= len(holdKinds) {

@@ -125,6 +125,9 @@ func (h *Hold) encode() []byte {
 	}
 	l.text(tagPinCopy, string(h.PinCopy))
 	l.text(tagPinSnapshot, string(h.PinSnapshot))
+	if h.SetSize != 0 {
+		l.u64(tagSetSize, h.SetSize)
+	}
 	return l.append(nil, h.extra)
 }
 

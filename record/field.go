@@ -64,6 +64,7 @@ const (
 	tagPinIncarnation
 	tagPinCopy
 	tagPinSnapshot
+	tagSetSize
 )
 
 const fieldHeader = 2 + 4 // tag, length of the value

@@ -75,6 +75,8 @@ type Hold struct {
 	PinCopy        snapferry.CopyID
 	PinSnapshot    snapferry.SnapshotID
 
+	SetSize uint64 // of how many snapshots the set was made of which this one is a member; 0: of none
+
 	extra []field
 }
 

@@ -76,6 +76,13 @@ func held() *record.Record {
 	return r
 }
 
+// member is of a version in a set of which a snapshot was deleted.
+func member() *record.Record {
+	r := sample()
+	r.Holds[0].SetSize = 3
+	return r
+}
+
 func recordKey(t testing.TB, r *record.Record) *seal.RecordKey {
 	t.Helper()
 	k, err := seal.NewRecordKey(bytes.Repeat([]byte{0xda}, seal.KeySize), r.Chain, r.Version)
@@ -101,7 +108,7 @@ type golden struct {
 }
 
 func goldens() []golden {
-	return []golden{{"plain.sfrec", sample(), false}, {"bare.sfrec", bare(), false}, {"held.sfrec", held(), false}, {"sealed.sfrec", sample(), true}}
+	return []golden{{"plain.sfrec", sample(), false}, {"bare.sfrec", bare(), false}, {"held.sfrec", held(), false}, {"member.sfrec", member(), false}, {"sealed.sfrec", sample(), true}}
 }
 
 func (g golden) sealer(t testing.TB) record.Sealer {

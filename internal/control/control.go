@@ -75,6 +75,7 @@ type Region struct {
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
 	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
+	pulling  map[snapferry.CopyID]*running     // the copies that run here now; guarded by mu
 	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
 	volumes  map[snapferry.VolumeID]*live      // that were used; guarded by mu
 	earlies  map[snapferry.VersionID]*early    // of copies that volumes read; guarded by mu
@@ -96,7 +97,7 @@ func New(c Config) *Region {
 		begun: make(chan struct{}),
 		name:  c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
-		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{},
+		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{}, pulling: map[snapferry.CopyID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[tallyKey]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 		copies: c.Copies.withDefaults(), limits: newLimits(), operators: c.Operators,
 	}
@@ -208,7 +209,8 @@ type running struct {
 	total   int64
 	done    func() int64 // never goes back
 	counts  func() snapferry.Counts
-	pull    *puller // of a copy
+	pull    *puller // of a copy, or a snapshot that one makes
+	part    *part   // of a snapshot that a copy makes
 
 	mu   sync.Mutex
 	rate pace
@@ -240,7 +242,7 @@ func (x *running) show() *snapferry.Progress {
 	}
 	p.Rate = x.rate.value
 	if x.pull != nil {
-		x.pull.show(p)
+		x.pull.show(p, x.part)
 	}
 	return p
 }
@@ -253,6 +255,23 @@ func (r *Region) setRunning(id snapferry.SnapshotID, x *running) {
 	} else {
 		r.progress[id] = x
 	}
+}
+
+func (r *Region) setPulling(id snapferry.CopyID, x *running) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if x == nil {
+		delete(r.pulling, id)
+	} else {
+		r.pulling[id] = x
+	}
+}
+
+// pullingOf is a copy that runs here; nil when it does not.
+func (r *Region) pullingOf(id snapferry.CopyID) *running {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pulling[id]
 }
 
 // audit adds a line of who did what to the transaction.

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -14,14 +15,15 @@ import (
 	"github.com/snapferry/snapferry/internal/vault"
 )
 
-// CopyRequest asks this region to pull a snapshot.
+// CopyRequest asks this region to pull a snapshot, or a set.
 type CopyRequest struct {
 	From   snapferry.RegionName
-	Source snapferry.SnapshotID
-	Labels
-	Full  bool   // move all bytes, whatever is here
-	Token string // the caller's, for repeating the request; may be empty
-	Rate  int64  // bytes per second that may cross for it; 0: no limit of its own
+	Source snapferry.SnapshotID // empty: Set
+	Set    snapferry.SetID      `json:",omitempty"` // empty: Source
+	Labels                      // of each snapshot that is made
+	Full   bool                 // move all bytes, whatever is here
+	Token  string               // the caller's, for repeating the request; may be empty
+	Rate   int64                // bytes per second that may cross for it; 0: no limit of its own
 	// Within is how soon the copy must be done; 0: whenever. A copy that cannot
 	// be, by what is known, is refused.
 	Within time.Duration
@@ -36,13 +38,50 @@ func (req CopyRequest) checkCopy() error {
 	if err := req.check(); err != nil {
 		return err
 	}
-	if _, err := snapferry.ParseSnapshotID(string(req.Source)); err != nil {
+	if err := req.checkSource(); err != nil {
 		return err
 	}
 	if req.Within != 0 && (req.Within < minWithin || req.Within > maxWithin) {
 		return snapferry.Errorf(snapferry.Invalid, "to be done within %v is not within %v and %v", req.Within, minWithin, maxWithin)
 	}
 	return limit.CheckRate(req.Rate)
+}
+
+func (req CopyRequest) checkSource() (err error) {
+	switch {
+	case req.Set == "":
+		_, err = snapferry.ParseSnapshotID(string(req.Source))
+	case req.Source != "":
+		err = snapferry.Errorf(snapferry.Invalid, "a copy of snapshot %s and of set %s", req.Source, req.Set).WithHint("name one of them")
+	default:
+		_, err = snapferry.ParseSetID(string(req.Set))
+	}
+	return err
+}
+
+// describe returns what the source says of what is to be copied: one snapshot, or
+// those of a set.
+func (req CopyRequest) describe(ctx context.Context, from transfer.Remote) (all []transfer.Description, err error) {
+	ids := []snapferry.SnapshotID{req.Source}
+	if req.Set != "" {
+		if ids, err = from.Members(ctx, req.Set); err != nil {
+			return nil, err
+		}
+		if len(ids) < 1 || len(ids) > maxSet {
+			return nil, snapferry.Errorf(snapferry.Corrupt, "region %s says that set %s has %d snapshots", req.From, req.Set, len(ids))
+		}
+	}
+	for _, id := range ids {
+		d, err := from.Describe(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(all, func(x transfer.Description) bool { return x.VolumeID == d.VolumeID }) {
+			return nil, snapferry.Errorf(snapferry.Corrupt, "region %s says that set %s has two snapshots of volume %s", req.From, req.Set, d.VolumeID)
+		}
+		all = append(all, d)
+	}
+	return all, nil
 }
 
 // remote returns a region on behalf of an account.
@@ -68,6 +107,28 @@ func (r *Region) remote(ctx context.Context, name snapferry.RegionName, account 
 // region and returns the new snapshot, copying. What can be known to fail
 // fails now. The source stays pinned until the copy ends.
 func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
+	if req.Set != "" {
+		return snapferry.Snapshot{}, snapferry.Errorf(snapferry.Invalid, "a set is not a snapshot")
+	}
+	return r.beginCopy(ctx, account, req)
+}
+
+// CopySet is Copy for all snapshots of a set, which are copied as one: they become
+// ready at the same moment, or none does, and deleting one of them before ends the
+// copy. It is a Conflict when the source has not all of them any more.
+func (r *Region) CopySet(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Copy, error) {
+	if req.Source != "" || req.Set == "" {
+		return snapferry.Copy{}, snapferry.Errorf(snapferry.Invalid, "there is no set to copy")
+	}
+	s, err := r.beginCopy(ctx, account, req)
+	if err != nil {
+		return snapferry.Copy{}, err
+	}
+	return r.CopyOf(ctx, account, s.Copy)
+}
+
+// beginCopy returns the first snapshot of a copy.
+func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
 	if err := req.checkCopy(); err != nil {
 		return snapferry.Snapshot{}, err
 	}
@@ -78,15 +139,18 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	d, err := from.Describe(ctx, req.Source)
+	ds, err := req.describe(ctx, from)
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
 	c := meta.Copy{Reserved: true}
+	for _, d := range ds {
+		c.Members = append(c.Members, meta.CopyMember{Source: d.Snapshot})
+	}
 	c.ID, c.Account, c.State, c.Full, c.Rate, c.Created = snapferry.NewCopyID(), account, snapferry.CopyQueued, req.Full, req.Rate, time.Now()
-	c.Source = snapferry.CopySource{Region: req.From, Snapshot: req.Source}
+	c.Source = snapferry.CopySource{Region: req.From, Snapshot: ds[0].Snapshot, Set: req.Set}
 	if req.Within != 0 {
-		plan, err := r.planOf(ctx, account, req, d)
+		plan, err := r.planOf(ctx, account, req, ds)
 		if err != nil {
 			return snapferry.Snapshot{}, err
 		}
@@ -104,13 +168,19 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	h, err := r.pin(ctx, from, c)
-	var s meta.Snapshot
+	for i := range c.Members {
+		var h transfer.Handle
+		if h, err = r.pin(ctx, from, &c, c.Members[i].Source); err != nil {
+			break
+		}
+		c.Members[i].Pin = h.Pin
+	}
+	var first snapferry.SnapshotID
 	if err == nil {
-		s, err = r.admit(ctx, account, req, d, c, h.Pin)
+		first, err = r.admit(ctx, account, req, ds, c)
 	}
 	if err == nil {
-		return r.Snapshot(ctx, account, s.ID)
+		return r.Snapshot(ctx, account, first)
 	}
 	// A pin may be there, whatever the answer was: a job looks and releases it.
 	if err2 := r.abandon(ctx, c.ID, err); err2 != nil {
@@ -194,57 +264,76 @@ func (r *Region) repeated(ctx context.Context, account snapferry.AccountID, req 
 	return s, true, err
 }
 
-// admit makes the snapshot, the copy and its job visible in one transaction
-// and attaches the new version to the base that the plan chose.
-func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description, c meta.Copy, pin string) (meta.Snapshot, error) {
-	s := req.snapshot(account, d.Size)
-	s.State, s.Copy, s.SourceVolume = snapferry.SnapshotCopying, c.ID, d.Volume
-	s.Source, s.Counts.Present = &c.Source, d.Present
+// admit makes the snapshots, the copy and its job visible in one transaction, and
+// attaches each new version to the base that the plan chose. It returns the first
+// snapshot.
+func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description, c meta.Copy) (snapferry.SnapshotID, error) {
+	c.Reserved = false
+	if req.Set != "" {
+		c.Set = snapferry.NewSetID()
+	}
+	c.Members = slices.Clone(c.Members)
+	for i := range c.Members {
+		c.Members[i].Snapshot = snapferry.NewSnapshotID()
+	}
+	first := c.Members[0].Snapshot
 	err := r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := r.hasRoom(tx, account); err != nil {
 			return err // others came meanwhile
 		}
-		vol, err := r.copyVolume(tx, account, req.From, d)
-		if err != nil {
-			return err
-		}
-		row := meta.Version{ID: snapferry.NewVersionID(), Chain: vol.Chain, Volume: vol.ID, Size: d.Size}
-		if !req.Full {
-			base, ok, err := chooseBase(tx, vol, d)
-			if err != nil {
+		for i := range ds {
+			if err := r.admitMember(tx, account, req, &ds[i], &c, i); err != nil {
 				return err
 			}
-			if ok {
-				row.Parent, s.Parent = base.ID, visibleParent(tx, base.ID)
-			}
 		}
-		if row.Sequence, err = nextSequence(tx, vol.ID); err != nil {
-			return err
-		}
-		if err := vault.Attach(tx, row); err != nil {
-			return err
-		}
-		s.VolumeID, s.Version = vol.ID, row.ID
-		if err := tx.InsertSnapshot(s); err != nil {
-			return err
-		}
-		c := c
-		c.Reserved, c.Snapshot, c.Base, c.Pin, c.VolumeID = false, s.ID, row.Parent, pin, vol.ID
 		if err := tx.UpdateCopy(c); err != nil {
 			return err
 		}
 		if req.Token != "" {
-			q := meta.Request{Account: account, Token: req.Token, Operation: opCopy, Fingerprint: req.fingerprint(), Result: string(s.ID), Created: time.Now()}
+			q := meta.Request{Account: account, Token: req.Token, Operation: opCopy, Fingerprint: req.fingerprint(), Result: string(first), Created: time.Now()}
 			if err := tx.InsertRequest(q); err != nil {
 				return err
 			}
 		}
-		if err := audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(req.Source)); err != nil {
-			return err
-		}
 		return r.dispatch(tx)
 	})
-	return s, err
+	return first, err
+}
+
+// admitMember makes one of the snapshots of a copy.
+func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyRequest, d *transfer.Description, c *meta.Copy, i int) error {
+	s := req.snapshot(account, d.Size)
+	s.ID, s.State, s.Copy, s.SourceVolume = c.Members[i].Snapshot, snapferry.SnapshotCopying, c.ID, d.Volume
+	s.Source, s.Counts.Present = &snapferry.CopySource{Region: req.From, Snapshot: d.Snapshot}, d.Present
+	if s.Set = c.Set; s.Set != "" {
+		s.SetSize = len(c.Members)
+	}
+	vol, err := r.copyVolume(tx, account, req.From, *d)
+	if err != nil {
+		return err
+	}
+	row := meta.Version{ID: snapferry.NewVersionID(), Chain: vol.Chain, Volume: vol.ID, Size: d.Size}
+	if !req.Full {
+		base, ok, err := chooseBase(tx, vol, *d)
+		if err != nil {
+			return err
+		}
+		if ok {
+			row.Parent, s.Parent = base.ID, visibleParent(tx, base.ID)
+		}
+	}
+	if row.Sequence, err = nextSequence(tx, vol.ID); err != nil {
+		return err
+	}
+	if err := vault.Attach(tx, row); err != nil {
+		return err
+	}
+	s.VolumeID, s.Version = vol.ID, row.ID
+	if err := tx.InsertSnapshot(s); err != nil {
+		return err
+	}
+	c.Members[i].VolumeID = vol.ID
+	return audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(d.Snapshot))
 }
 
 // copyVolume returns the lineage here that copies of a source's lineage belong

@@ -141,10 +141,8 @@ func (r *Region) willBeLate(c *meta.Copy, now time.Time) bool {
 	if now.Add(r.timeOf(c.Account, req, left, now)).After(c.Deadline) {
 		return true
 	}
-	r.mu.Lock()
-	x := r.progress[c.Snapshot]
-	r.mu.Unlock()
-	if x == nil || x.pull == nil {
+	x := r.pullingOf(c.ID)
+	if x == nil {
 		return false
 	}
 	span := x.pull.ends(now)

@@ -244,10 +244,8 @@ func (r *Region) paceOnce(ctx context.Context) (copies int, err error) {
 func (r *Region) reportCopies(now time.Time) {
 	r.mu.Lock()
 	var all []*puller
-	for _, x := range r.progress {
-		if x.pull != nil {
-			all = append(all, x.pull)
-		}
+	for _, x := range r.pulling {
+		all = append(all, x.pull)
 	}
 	r.mu.Unlock()
 	for _, p := range all {
@@ -281,10 +279,7 @@ func (r *Region) shareLink(link snapferry.RegionName, copies []*meta.Copy, now t
 
 // toMove is what is still to cross for a copy, as far as that is known.
 func (r *Region) toMove(c *meta.Copy) int64 {
-	r.mu.Lock()
-	x := r.progress[c.Snapshot]
-	r.mu.Unlock()
-	if x != nil && x.pull != nil {
+	if x := r.pullingOf(c.ID); x != nil {
 		return x.pull.toMove()
 	}
 	if c.Plan != nil {

@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -11,7 +13,7 @@ import (
 )
 
 // PlanCopy says what a copy would do now, without doing it: what moves, what
-// is reused, and why.
+// is reused, and why. That of a set is the sum of those of its snapshots.
 func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Plan, error) {
 	if err := req.checkCopy(); err != nil {
 		return snapferry.Plan{}, err
@@ -20,31 +22,65 @@ func (r *Region) PlanCopy(ctx context.Context, account snapferry.AccountID, req 
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
-	d, err := from.Describe(ctx, req.Source)
+	ds, err := req.describe(ctx, from)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
-	return r.planOf(ctx, account, req, d)
+	return r.planOf(ctx, account, req, ds)
 }
 
 // planOf is the plan of a copy of what was described.
-func (r *Region) planOf(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (snapferry.Plan, error) {
+func (r *Region) planOf(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description) (snapferry.Plan, error) {
 	from, err := r.remote(ctx, req.From, account)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
+	var parts []snapferry.Plan
+	for _, d := range ds {
+		p, err := r.planMember(ctx, account, req, from, d)
+		if err != nil {
+			return snapferry.Plan{}, err
+		}
+		parts = append(parts, p)
+	}
+	plan := planSum(parts)
+	plan.Time = r.timeOf(account, req, plan.MoveBytes, time.Now())
+	return plan, nil
+}
+
+func (r *Region) planMember(ctx context.Context, account snapferry.AccountID, req CopyRequest, from transfer.Remote, d transfer.Description) (snapferry.Plan, error) {
 	base, snap, release, err := r.planBase(ctx, account, req, d)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
 	defer release()
-	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: req.Source}), Base: base}
+	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: d.Snapshot}), Base: base}
 	if err := p.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return snapferry.Plan{}, err
 	}
-	plan := planned(d.Info, p.Totals, snap, req.Full)
-	plan.Time = r.timeOf(account, req, plan.MoveBytes, time.Now())
-	return plan, nil
+	return planned(d.Info, p.Totals, snap, req.Full), nil
+}
+
+// planSum is the plan of a copy that makes several snapshots, by those for each.
+func planSum(parts []snapferry.Plan) snapferry.Plan {
+	if len(parts) == 1 {
+		return parts[0]
+	}
+	var sum snapferry.Plan
+	var reasons []string
+	for _, p := range parts {
+		sum.Size += p.Size
+		sum.Present += p.Present
+		sum.MoveBlocks += p.MoveBlocks
+		sum.MoveBytes += p.MoveBytes
+		sum.ReuseBlocks += p.ReuseBlocks
+		sum.ChangedLeafs += p.ChangedLeafs
+		if !slices.Contains(reasons, p.Reason) {
+			reasons = append(reasons, p.Reason)
+		}
+	}
+	sum.Reason = strings.Join(reasons, "; ")
+	return sum
 }
 
 // planned is a plan with its reason.

@@ -94,14 +94,18 @@ func (r *Region) turns(tx *meta.Tx) (*turns, error) {
 
 func (t *turns) begun(c meta.Copy) {
 	t.running[c.Account]++
-	t.lineages[c.VolumeID] = c.ID
+	for _, m := range c.Members {
+		t.lineages[m.VolumeID] = c.ID
+	}
 	t.total++
 }
 
 // holdup says why the turn of a copy has not come; empty when it has.
 func (t *turns) holdup(c *meta.Copy) string {
-	if first, busy := t.lineages[c.VolumeID]; busy {
-		return fmt.Sprintf("copy %s of the same volume is under way", first)
+	for _, m := range c.Members {
+		if first, busy := t.lineages[m.VolumeID]; busy {
+			return fmt.Sprintf("copy %s of the same volume is under way", first)
+		}
 	}
 	if n := t.running[c.Account]; n >= t.quotas[c.Account].Copies {
 		return fmt.Sprintf("the account has %d copies under way, as many as it may", n)

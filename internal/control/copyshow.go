@@ -94,33 +94,37 @@ func (r *Region) shownCopy(tx *meta.Tx, c meta.Copy, t *turns) (snapferry.Copy, 
 // copyProgress is the progress of a copy whose turn has come: of the run here, or
 // what the job that runs elsewhere, or waits, remembers.
 func (r *Region) copyProgress(tx *meta.Tx, c *meta.Copy) (*snapferry.Progress, error) {
-	r.mu.Lock()
-	x := r.progress[c.Snapshot]
-	r.mu.Unlock()
-	if x != nil && x.pull != nil {
+	if x := r.pullingOf(c.ID); x != nil {
 		return x.show(), nil
-	}
-	s, err := tx.Snapshot(c.Snapshot)
-	if err != nil {
-		return nil, err
 	}
 	jobs, err := tx.JobsOf(string(c.Snapshot))
 	for i := range jobs {
-		if jobs[i].Kind == jobCopy {
-			seen := readProgress(jobs[i])
-			if seen.Done, err = settledOf(tx, s, seen); err != nil {
+		if jobs[i].Kind != jobCopy {
+			continue
+		}
+		seen := readProgress(jobs[i])
+		sum, total := seen.sum(), int64(0)
+		sum.Done = 0
+		for k, m := range c.Members {
+			s, err := tx.Snapshot(m.Snapshot)
+			if err != nil {
 				return nil, err
 			}
-			return jobProgress(jobs[i], seen, c, s.Counts.Present), nil
+			done, err := settledOf(tx, s, seen.part(k))
+			if err != nil {
+				return nil, err
+			}
+			sum.Done += done
+			total += s.Counts.Present
 		}
+		return jobProgress(jobs[i], seen.Last, sum, c, total), nil
 	}
 	return nil, err
 }
 
 // jobProgress is what a job of a copy remembers.
-func jobProgress(j job.Job, seen copyProgress, c *meta.Copy, total int64) *snapferry.Progress {
+func jobProgress(j job.Job, since time.Time, seen partProgress, c *meta.Copy, total int64) *snapferry.Progress {
 	p := &snapferry.Progress{Total: total, Done: seen.Done, Started: c.Started, Reused: seen.Reused, Moved: seen.Moved, ToMove: seen.ToMove}
-	since := seen.Last
 	if since.IsZero() {
 		since = c.Started
 	}

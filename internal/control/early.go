@@ -216,6 +216,7 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 		return e.image, nil
 	}
 	var c meta.Copy
+	var member meta.CopyMember
 	err := r.db.View(ctx, func(tx *meta.Tx) error {
 		rows, err := tx.SnapshotsOfVersion(version)
 		if err != nil {
@@ -225,6 +226,11 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 			return snapferry.Errorf(snapferry.Conflict, "version %s is not that of a copy", version)
 		}
 		c, err = tx.Copy(rows[0].Copy)
+		for _, m := range c.Members {
+			if m.Snapshot == rows[0].ID {
+				member = m
+			}
+		}
 		return err
 	})
 	if err != nil {
@@ -234,14 +240,14 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 	if err != nil {
 		return nil, err
 	}
-	d, err := from.Describe(ctx, c.Source.Snapshot)
+	d, err := from.Describe(ctx, member.Source)
 	if err != nil {
 		return nil, err
 	}
 	chain := r.limits.chain(r.name, &c)
 	e.image, err = transfer.NewImage(transfer.ImageConfig{
 		Info: d.Info, Open: openFrame,
-		Source: limited{from.Source(handleOf(c)), chain},
+		Source: limited{from.Source(handleOf(member)), chain},
 		Received: func(n int) {
 			e.moved.Add(int64(n))
 			e.blocks.Add(1)

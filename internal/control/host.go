@@ -85,6 +85,45 @@ func (h Host) Describe(ctx context.Context, c transfer.Caller, id snapferry.Snap
 	return d, nil
 }
 
+// Members lists the snapshots of a set of the account. It is a Conflict when they are
+// not all there, or not all ready.
+func (h Host) Members(ctx context.Context, c transfer.Caller, set snapferry.SetID) (ids []snapferry.SnapshotID, err error) {
+	if _, err := snapferry.ParseSetID(string(set)); err != nil {
+		return nil, err
+	}
+	err = h.db.View(ctx, func(tx *meta.Tx) error {
+		account, err := h.account(tx, c)
+		if err != nil {
+			return err
+		}
+		all, err := tx.SnapshotsOfSet(set)
+		if err != nil {
+			return err
+		}
+		size := 0
+		for _, s := range all {
+			if s.Account != account {
+				continue
+			}
+			if size = max(size, s.SetSize); !s.Deleted.IsZero() {
+				continue
+			}
+			if err := checkReady(s); err != nil {
+				return err
+			}
+			ids = append(ids, s.ID)
+		}
+		switch {
+		case size == 0:
+			return snapferry.Errorf(snapferry.NotFound, "there is no set %s", set)
+		case len(ids) < size:
+			return snapferry.Errorf(snapferry.Conflict, "of the %d snapshots of set %s only %d are left", size, set, len(ids)).WithHint("copy them one by one")
+		}
+		return nil
+	})
+	return ids, err
+}
+
 // lineage returns the digests of the ancestors of a version, nearest first.
 func lineage(tx *meta.Tx, v meta.Version) (ds []digest.Digest, err error) {
 	for !v.Parent.IsZero() && len(ds) < transfer.MaxLineage {
@@ -97,14 +136,14 @@ func lineage(tx *meta.Tx, v meta.Version) (ds []digest.Digest, err error) {
 }
 
 // Pin keeps a ready snapshot until the copy that asks releases it. It is
-// idempotent by region, incarnation and copy.
+// idempotent by region, copy and snapshot.
 func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (transfer.Handle, error) {
 	if _, err := snapferry.ParseCopyID(string(p.Copy)); err != nil {
 		return transfer.Handle{}, err
 	}
 	// The pin's id is a function of what makes it one, so that the hold in the
 	// version record is the same when the request is repeated.
-	id := "pin-" + HashToken(string(c.Region) + "\x00" + string(p.Copy))[:32]
+	id := "pin-" + HashToken(string(c.Region) + "\x00" + string(p.Copy) + "\x00" + string(p.Snapshot))[:32]
 	var s meta.Snapshot
 	pinned := false
 	err := h.db.View(ctx, func(tx *meta.Tx) error {
@@ -421,6 +460,10 @@ func (l *local) Hello(ctx context.Context) (transfer.Hello, error) {
 
 func (l *local) Describe(ctx context.Context, id snapferry.SnapshotID) (transfer.Description, error) {
 	return l.host().Describe(ctx, l.caller, id)
+}
+
+func (l *local) Members(ctx context.Context, set snapferry.SetID) ([]snapferry.SnapshotID, error) {
+	return l.host().Members(ctx, l.caller, set)
 }
 
 func (l *local) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error) {

@@ -15,8 +15,9 @@ const (
 	meterSent     = "sent"     // to a copy of another region, or of this one, with the requests that were answered
 )
 
-// meterCopy adds what a copy that has ended has moved to the usage records, once.
-func meterCopy(tx *meta.Tx, id snapferry.CopyID, moved int64) error {
+// meterCopy adds what a copy that has ended has moved for each of its snapshots to
+// the usage records, once.
+func meterCopy(tx *meta.Tx, id snapferry.CopyID, moved []int64) error {
 	c, err := tx.Copy(id)
 	if err != nil || c.Metered || !c.State.Terminal() || c.Snapshot == "" {
 		return err
@@ -25,12 +26,20 @@ func meterCopy(tx *meta.Tx, id snapferry.CopyID, moved int64) error {
 	if err := tx.UpdateCopy(c); err != nil {
 		return err
 	}
-	return tx.AddUsage(meta.Usage{
-		Account: c.Account, Kind: meterReceived, Subject: string(c.Snapshot), Bytes: moved, At: time.Now(), Copy: id, Outcome: c.Ending,
-	})
+	now := time.Now()
+	for i, m := range c.Members {
+		u := meta.Usage{Account: c.Account, Kind: meterReceived, Subject: string(m.Snapshot), At: now, Copy: id, Outcome: c.Ending}
+		if i < len(moved) {
+			u.Bytes = moved[i]
+		}
+		if err := tx.AddUsage(u); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (r *Region) meterCopy(ctx context.Context, id snapferry.CopyID, moved int64) error {
+func (r *Region) meterCopy(ctx context.Context, id snapferry.CopyID, moved []int64) error {
 	return r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error { return meterCopy(tx, id, moved) })
 }
 
@@ -55,10 +64,11 @@ func (r *Region) meterDiscarded(ctx context.Context, p discardPayload) error {
 		if err != nil || p.Snapshot == "" {
 			return err
 		}
-		var moved int64
+		var moved []int64
 		for i := range jobs {
 			if jobs[i].Kind == jobCopy {
-				moved = max(moved, readProgress(jobs[i]).Moved)
+				seen := readProgress(jobs[i])
+				moved = seen.moved()
 			}
 		}
 		return meterCopy(tx, p.Copy, moved)

@@ -174,29 +174,25 @@ func (r *Region) breakPins(ctx context.Context, account snapferry.AccountID, pin
 	return nil
 }
 
-// sourceOf returns the region that a copy reads from, and what that says of the
-// source.
-func (r *Region) sourceOf(ctx context.Context, c meta.Copy) (from transfer.Remote, d transfer.Description, err error) {
-	if from, err = r.remote(ctx, c.Source.Region, c.Account); err != nil {
-		return nil, d, err
-	}
-	d, err = from.Describe(ctx, c.Source.Snapshot)
+// sourceOf returns what the region that a copy reads from says of one of its sources.
+func sourceOf(ctx context.Context, from transfer.Remote, c *meta.Copy, id snapferry.SnapshotID) (d transfer.Description, err error) {
+	d, err = from.Describe(ctx, id)
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		err = &endedError{
-			snapferry.Errorf(snapferry.NotFound, "snapshot %s was deleted in region %s while it was being copied", c.Source.Snapshot, c.Source.Region),
+			snapferry.Errorf(snapferry.NotFound, "snapshot %s was deleted in region %s while it was being copied", id, c.Source.Region),
 			snapferry.EndedSourceDeleted,
 		}
 	}
-	return from, d, err
+	return d, err
 }
 
-// handleOf is by what right a copy reads its source.
-func handleOf(c meta.Copy) transfer.Handle {
-	return transfer.Handle{Pin: c.Pin, Snapshot: c.Source.Snapshot}
+// handleOf is by what right a copy reads a source.
+func handleOf(m meta.CopyMember) transfer.Handle {
+	return transfer.Handle{Pin: m.Pin, Snapshot: m.Source}
 }
 
-// pin takes the pin of a copy, or finds it.
-func (r *Region) pin(ctx context.Context, from transfer.Remote, c meta.Copy) (h transfer.Handle, err error) {
+// pin takes the pin of a copy on a source, or finds it.
+func (r *Region) pin(ctx context.Context, from transfer.Remote, c *meta.Copy, id snapferry.SnapshotID) (h transfer.Handle, err error) {
 	var region meta.Region
 	err = r.db.View(ctx, func(tx *meta.Tx) (err error) {
 		region, err = tx.Region()
@@ -205,7 +201,7 @@ func (r *Region) pin(ctx context.Context, from transfer.Remote, c meta.Copy) (h 
 	if err != nil {
 		return h, err
 	}
-	return from.Pin(ctx, transfer.Pin{Snapshot: c.Source.Snapshot, Copy: c.ID, Incarnation: region.Incarnation})
+	return from.Pin(ctx, transfer.Pin{Snapshot: id, Copy: c.ID, Incarnation: region.Incarnation})
 }
 
 const (
@@ -215,15 +211,15 @@ const (
 	renewTime = 10 * time.Second
 )
 
-// renewing renews the pin of a copy until it is stopped, and ends the context when
+// renewing renews the pins of a copy until it is stopped, and ends the context when
 // there is no source any more, for which the cause is an endedError then.
-func (r *Region) renewing(ctx context.Context, c meta.Copy) (_ context.Context, stop func()) {
+func (r *Region) renewing(ctx context.Context, from transfer.Remote, c *meta.Copy) (_ context.Context, stop func()) {
 	ctx, end := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for wait(ctx, nil, renewEvery); ctx.Err() == nil; wait(ctx, nil, renewEvery) {
-			if err := r.renew(ctx, c); err != nil {
+			if err := r.renew(ctx, from, c); err != nil {
 				end(err)
 			}
 		}
@@ -231,60 +227,60 @@ func (r *Region) renewing(ctx context.Context, c meta.Copy) (_ context.Context, 
 	return ctx, func() { end(nil); <-ended }
 }
 
-// renew renews the pin of a copy, and takes it again when it was broken. Its error is
-// an endedError: there is nothing left to pin. A source that cannot be asked is none.
-func (r *Region) renew(ctx context.Context, c meta.Copy) error {
+// renew renews the pins of a copy, and takes those again that were broken. Its error
+// is an endedError: there is nothing left to pin. A source that cannot be asked is
+// none.
+func (r *Region) renew(ctx context.Context, from transfer.Remote, c *meta.Copy) error {
 	ctx, stop := context.WithTimeout(ctx, renewTime)
 	defer stop()
-	from, err := r.remote(ctx, c.Source.Region, c.Account)
-	if err == nil {
-		err = from.Renew(ctx, handleOf(c))
-	}
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		err = r.repin(ctx, c)
-	}
-	if gone := (*endedError)(nil); errors.As(err, &gone) {
-		return gone
-	}
-	if err != nil && ctx.Err() == nil {
-		r.log.DebugContext(ctx, "renew the pin of a copy", "copy", c.ID, "err", err)
+	for _, m := range c.Members {
+		err := from.Renew(ctx, handleOf(m))
+		if snapferry.IsKind(err, snapferry.NotFound) {
+			err = r.repin(ctx, from, c, m.Source)
+		}
+		if gone := (*endedError)(nil); errors.As(err, &gone) {
+			return gone
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			r.log.DebugContext(ctx, "renew the pin of a copy", "copy", c.ID, "err", err)
+		}
 	}
 	return nil
 }
 
-// repin takes the pin of a copy again that was broken.
-func (r *Region) repin(ctx context.Context, c meta.Copy) error {
-	from, _, err := r.sourceOf(ctx, c)
-	if err != nil {
+// repin takes a pin of a copy again that was broken.
+func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, id snapferry.SnapshotID) error {
+	if _, err := sourceOf(ctx, from, c, id); err != nil {
 		return err
 	}
-	if _, err = r.pin(ctx, from, c); err == nil {
+	_, err := r.pin(ctx, from, c, id)
+	if err == nil {
 		return nil
 	}
-	if _, _, gone := r.sourceOf(ctx, c); gone != nil {
+	if _, gone := sourceOf(ctx, from, c, id); gone != nil {
 		return gone // it is deleted just now
 	}
 	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and could not be taken again: %w", err)
 }
 
-// blame looks for the reason of an error that came while a copy was reading: when
-// its pin was broken, it takes a new one, if there is something left to pin.
-func (r *Region) blame(ctx context.Context, c meta.Copy, err error) error {
+// blame looks for the reason of an error that came while a copy was reading a source:
+// when its pin was broken, it takes a new one, if there is something left to pin.
+func (r *Region) blame(ctx context.Context, from transfer.Remote, c *meta.Copy, m meta.CopyMember, err error) error {
 	if gone := (*endedError)(nil); errors.As(context.Cause(ctx), &gone) {
 		return gone
 	}
 	if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {
 		return err
 	}
-	from, err2 := r.remote(ctx, c.Source.Region, c.Account)
-	if err2 == nil {
-		err2 = from.Renew(ctx, handleOf(c))
-	}
+	err2 := from.Renew(ctx, handleOf(m))
 	if err2 == nil {
 		return err // it is not that
 	}
 	if snapferry.IsKind(err2, snapferry.NotFound) {
-		if err2 = r.repin(ctx, c); err2 == nil {
+		if err2 = r.repin(ctx, from, c, m.Source); err2 == nil {
 			err2 = snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
 		}
 	}

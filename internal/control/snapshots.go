@@ -88,6 +88,7 @@ func (r *Region) shown(s meta.Snapshot) snapferry.Snapshot {
 type Filter struct {
 	Volume string
 	State  snapferry.SnapshotState
+	Set    snapferry.SetID
 	Limit  int
 	After  snapferry.SnapshotID // those that follow this one
 }
@@ -96,7 +97,7 @@ type Filter struct {
 func (r *Region) Snapshots(ctx context.Context, account snapferry.AccountID, f Filter) ([]snapferry.Snapshot, error) {
 	out := []snapferry.Snapshot{}
 	err := r.db.View(ctx, func(tx *meta.Tx) error {
-		mf := meta.SnapshotFilter{Volume: f.Volume, State: f.State, Limit: f.Limit}
+		mf := meta.SnapshotFilter{Volume: f.Volume, State: f.State, Set: f.Set, Limit: f.Limit}
 		if f.After != "" {
 			// The place of a snapshot that was deleted meanwhile is good too.
 			after, err := tx.Snapshot(f.After)
@@ -293,8 +294,8 @@ func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) e
 	return audit(tx, account, "DeleteSnapshot", string(id), "")
 }
 
-// discard ends the making of a snapshot: it is gone for its owner at once, a
-// job clears up.
+// discard ends the making of a snapshot, or of all those that one copy makes: they
+// are gone for their owner at once, jobs clear up.
 func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error {
 	return r.db.Update(ctx, func(tx *meta.Tx) error {
 		now, err := own(tx, s.Account, s.ID)
@@ -304,29 +305,55 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 		if now.State.Settled() {
 			return snapferry.Errorf(snapferry.Conflict, "snapshot %s has become %s meanwhile", s.ID, now.State).WithHint("delete it again")
 		}
-		version := now.Version
-		if force {
-			err = detach(tx, version, "the copy of snapshot "+string(s.ID)+" was ended")
-		} else {
-			err = checkUnused(tx, version, s.ID)
+		if now.Copy == "" {
+			return discardOne(tx, now, force, discardPayload{Snapshot: s.ID})
 		}
+		c, err := tx.Copy(now.Copy)
 		if err != nil {
 			return err
 		}
-		if err := forget(tx, s.Account, s.ID); err != nil {
-			return err
-		}
-		if now.Copy != "" {
-			reason := snapferry.Errorf(snapferry.Cancelled, "the snapshot was deleted while it was being copied")
-			if err := r.endCopy(tx, now.Copy, snapferry.EndedCancelled, reason); err != nil {
-				return err
-			}
-		}
-		if err := cancelJobs(tx, string(s.ID)); err != nil {
-			return err
-		}
-		return enqueueDiscard(tx, s.Account, discardPayload{Snapshot: s.ID, Version: version.String(), Copy: now.Copy})
+		return r.discardCopy(tx, c, force)
 	})
+}
+
+// discardCopy ends a copy, and the making of its snapshots.
+func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool) error {
+	p := discardPayload{Snapshot: c.Snapshot, Copy: c.ID} // the first: what the job of the copy is about
+	for _, m := range c.Members {
+		s, err := tx.Snapshot(m.Snapshot)
+		if err != nil {
+			return err
+		}
+		if s.State.Settled() {
+			continue // it failed already
+		}
+		if err := discardOne(tx, s, force, p); err != nil {
+			return err
+		}
+		p.Copy = "" // one job ends the copy
+	}
+	reason := snapferry.Errorf(snapferry.Cancelled, "the snapshot was deleted while it was being copied")
+	return r.endCopy(tx, c.ID, snapferry.EndedCancelled, reason)
+}
+
+// discardOne ends the making of one snapshot.
+func discardOne(tx *meta.Tx, s meta.Snapshot, force bool, p discardPayload) (err error) {
+	if force {
+		err = detach(tx, s.Version, "the copy of snapshot "+string(s.ID)+" was ended")
+	} else {
+		err = checkUnused(tx, s.Version, s.ID)
+	}
+	if err != nil {
+		return err
+	}
+	p.Version = s.Version.String()
+	if err := forget(tx, s.Account, s.ID); err != nil {
+		return err
+	}
+	if err := cancelJobs(tx, string(s.ID)); err != nil {
+		return err
+	}
+	return enqueueDiscard(tx, s.Account, p)
 }
 
 // cancelJobs ends the jobs about a subject that have not ended.

@@ -26,7 +26,7 @@ type VolumeSnapshotRequest struct {
 const maxSet = 32
 
 // SnapshotVolumes takes a snapshot of each volume, all at the same moment, and
-// returns them, creating: what was written before is in them, nothing that is
+// returns them, a set, creating: what was written before is in them, nothing that is
 // written after. There are all of them or, with an error, none. The writes go on
 // meanwhile; what has changed is uploaded in the background.
 func (r *Region) SnapshotVolumes(ctx context.Context, account snapferry.AccountID, q VolumeSnapshotRequest) ([]snapferry.Snapshot, error) {
@@ -98,6 +98,10 @@ func checkPending(tx *meta.Tx, ids []snapferry.VolumeID) error {
 // one transaction.
 func (r *Region) recordSnapshots(ctx context.Context, account snapferry.AccountID, q VolumeSnapshotRequest, frozen []uint64, sizes []int64) ([]snapferry.Snapshot, error) {
 	rows := make([]meta.Snapshot, len(frozen))
+	set := snapferry.SetID("")
+	if len(frozen) > 1 {
+		set = snapferry.NewSetID()
+	}
 	err := r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := checkPending(tx, q.Volumes); err != nil {
 			return err
@@ -112,6 +116,9 @@ func (r *Region) recordSnapshots(ctx context.Context, account snapferry.AccountI
 			}
 			s := q.snapshot(account, sizes[i])
 			s.State, s.VolumeID, s.Volume = snapferry.SnapshotCreating, id, h.Name
+			if s.Set = set; set != "" {
+				s.SetSize = len(frozen)
+			}
 			rows[i] = s
 			if err := tx.InsertSnapshot(s); err != nil {
 				return err

@@ -192,14 +192,22 @@ type Snapshot struct {
 	Deleted      time.Time // when its deletion was accepted
 }
 
-// Copy is a copy and what users do not see of it.
+// Copy is a copy and what users do not see of it. Its Snapshot, Source.Snapshot and
+// Parts say what Members do, as it was read.
 type Copy struct {
 	snapferry.Copy
-	Reserved bool                // not visible yet
-	Base     snapferry.VersionID // version here that it is incremental on; zero: none
-	Pin      string              // id of the pin at the source
-	VolumeID snapferry.VolumeID  // the lineage here; empty while it is reserved
-	Metered  bool                // what it moved stands in the usage records
+	Reserved bool         // not visible yet
+	Members  []CopyMember // at least one; several: a set
+	Metered  bool         // what it moved stands in the usage records
+}
+
+// CopyMember is a snapshot that a copy makes. What is not known while the copy is
+// reserved is empty then.
+type CopyMember struct {
+	Source   snapferry.SnapshotID `json:"source"`
+	Snapshot snapferry.SnapshotID `json:"snapshot"`
+	VolumeID snapferry.VolumeID   `json:"volume"` // the lineage here
+	Pin      string               `json:"pin"`    // id of the pin at the source
 }
 
 // Pin is a hold that another region keeps on a snapshot here.

@@ -11,7 +11,7 @@ func scanSnapshot(r scanner, v *Snapshot) error {
 	var source snapferry.CopySource
 	err := r.Scan(&v.ID, &v.Account, &v.Region, &v.VolumeID, &v.Volume, hexColumn{v.Version[:]}, &v.State, &v.Reason, &v.Hint, &v.Name, &v.Description,
 		jsonColumn{&v.Tags}, &v.Size, blobColumn{v.Digest[:]}, &v.Parent, &source.Region, &source.Snapshot, &v.SourceVolume, &v.Copy,
-		jsonColumn{&v.Counts}, timeColumn{&v.RetainUntil}, timeColumn{&v.Created}, timeColumn{&v.Settled}, timeColumn{&v.Deleted})
+		jsonColumn{&v.Counts}, timeColumn{&v.RetainUntil}, timeColumn{&v.Created}, timeColumn{&v.Settled}, timeColumn{&v.Deleted}, &v.Set, &v.SetSize)
 	if source != (snapferry.CopySource{}) {
 		v.Source = &source
 	}
@@ -34,7 +34,7 @@ func (tx *Tx) InsertSnapshot(s Snapshot) error {
 	return tx.run(snapshotInsert, []any{
 		string(s.ID), string(s.Account), string(s.VolumeID), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags),
 		s.Size, digestOrNull(s.Digest), string(s.Parent), string(source.Region), string(source.Snapshot), s.SourceVolume, string(s.Copy),
-		jsonText(s.Counts), millis(s.RetainUntil), millis(s.Created), millis(s.Settled), millis(s.Deleted),
+		jsonText(s.Counts), millis(s.RetainUntil), millis(s.Created), millis(s.Settled), millis(s.Deleted), string(s.Set), s.SetSize,
 	}, "add snapshot %s", s.ID)
 }
 
@@ -44,7 +44,7 @@ func (tx *Tx) Snapshot(id snapferry.SnapshotID) (Snapshot, error) {
 }
 
 // UpdateSnapshot writes what can change of a snapshot: all but id, account,
-// volume, source and creation. It is a Conflict when the move of its state is
+// volume, source, set and creation. It is a Conflict when the move of its state is
 // not legal.
 func (tx *Tx) UpdateSnapshot(s Snapshot) error {
 	old, err := tx.Snapshot(s.ID)
@@ -70,6 +70,7 @@ type SnapshotFilter struct {
 	Volume   string             // name of the lineage
 	VolumeID snapferry.VolumeID // the lineage itself
 	State    snapferry.SnapshotState
+	Set      snapferry.SetID
 	Limit    int    // at most so many; 0: all
 	After    Cursor // those that follow a place in the list
 }
@@ -92,7 +93,7 @@ func (tx *Tx) Snapshots(account snapferry.AccountID, f SnapshotFilter) ([]Snapsh
 		before = millis(f.After.Created)
 	}
 	return list(tx, snapshotPage, scanSnapshot, "snapshots",
-		string(account), f.Volume, string(f.VolumeID), string(f.State), before, string(f.After.ID), limit)
+		string(account), f.Volume, string(f.VolumeID), string(f.State), before, string(f.After.ID), limit, string(f.Set))
 }
 
 // SnapshotsOfVersion returns the snapshots that show a version, newest first.
@@ -100,10 +101,29 @@ func (tx *Tx) SnapshotsOfVersion(version snapferry.VersionID) ([]Snapshot, error
 	return list(tx, snapshotsOfVersion, scanSnapshot, "snapshots", hexText(version))
 }
 
+// SnapshotsOfSet returns the snapshots of a set, in the order in which they were
+// taken, those that were deleted too.
+func (tx *Tx) SnapshotsOfSet(id snapferry.SetID) ([]Snapshot, error) {
+	return list(tx, snapshotsOfSet, scanSnapshot, "snapshots", string(id))
+}
+
 func scanCopy(r scanner, c *Copy) error {
-	return r.Scan(&c.ID, &c.Account, &c.Snapshot, &c.Source.Region, &c.Source.Snapshot, &c.State, &c.Reserved, &c.Full, hexColumn{c.Base[:]}, &c.Pin,
+	err := r.Scan(&c.ID, &c.Account, &c.Source.Region, &c.Source.Set, &c.Set, jsonColumn{&c.Members}, &c.State, &c.Reserved, &c.Full,
 		jsonColumn{&c.Plan}, &c.Reason, timeColumn{&c.Created}, timeColumn{&c.Finished},
-		&c.VolumeID, timeColumn{&c.Started}, timeColumn{&c.Deadline}, &c.Late, &c.Rate, &c.Ending, &c.Metered)
+		timeColumn{&c.Started}, timeColumn{&c.Deadline}, &c.Late, &c.Rate, &c.Ending, &c.Metered)
+	if err != nil {
+		return err
+	}
+	if len(c.Members) == 0 {
+		return snapferry.Errorf(snapferry.Corrupt, "copy %s makes no snapshot", c.ID)
+	}
+	c.Snapshot, c.Source.Snapshot = c.Members[0].Snapshot, c.Members[0].Source
+	if c.Source.Set != "" {
+		for _, m := range c.Members {
+			c.Parts = append(c.Parts, snapferry.CopyPart{Source: m.Source, Snapshot: m.Snapshot})
+		}
+	}
+	return nil
 }
 
 func planText(p *snapferry.Plan) string {
@@ -116,9 +136,9 @@ func planText(p *snapferry.Plan) string {
 // InsertCopy adds a copy.
 func (tx *Tx) InsertCopy(c Copy) error {
 	return tx.run(copyInsert, []any{
-		string(c.ID), string(c.Account), string(c.Snapshot), string(c.Source.Region), string(c.Source.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full),
-		hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Created), millis(c.Finished),
-		string(c.VolumeID), millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
+		string(c.ID), string(c.Account), string(c.Source.Region), string(c.Source.Set), string(c.Set), jsonText(c.Members), string(c.State), truth(c.Reserved), truth(c.Full),
+		planText(c.Plan), c.Reason, millis(c.Created), millis(c.Finished),
+		millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
 	}, "add copy %s", c.ID)
 }
 
@@ -138,14 +158,9 @@ func (tx *Tx) UpdateCopy(c Copy) error {
 		return snapferry.Errorf(snapferry.Conflict, "copy %s is %s and cannot become %s", c.ID, old.State, c.State)
 	}
 	return tx.one(copyUpdate, []any{
-		string(c.ID), string(old.State), string(c.Snapshot), string(c.State), truth(c.Reserved), truth(c.Full), hexText(c.Base), c.Pin, planText(c.Plan), c.Reason, millis(c.Finished),
-		string(c.VolumeID), millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
+		string(c.ID), string(old.State), string(c.Set), jsonText(c.Members), string(c.State), truth(c.Reserved), truth(c.Full), planText(c.Plan), c.Reason, millis(c.Finished),
+		millis(c.Started), millis(c.Deadline), truth(c.Late), c.Rate, string(c.Ending), truth(c.Metered),
 	}, "copy", c.ID)
-}
-
-// CopyOfSnapshot returns the copy that makes or made a snapshot.
-func (tx *Tx) CopyOfSnapshot(id snapferry.SnapshotID) (Copy, error) {
-	return get(tx, copyOfSnapshot, scanCopy, "copy for snapshot", id, string(id))
 }
 
 // CopyFilter says which copies to list; zero fields do not filter.
@@ -176,7 +191,7 @@ func scanPin(r scanner, p *Pin) error {
 }
 
 // InsertPin adds a pin and returns it, or the one that the same copy already
-// has here; a Conflict when that one is on another snapshot.
+// has on the snapshot.
 func (tx *Tx) InsertPin(p Pin) (Pin, error) {
 	err := tx.run(pinInsert, []any{
 		p.ID, string(p.Snapshot), hexOrNull(p.Version), string(p.Region), p.Incarnation, string(p.Copy), millis(p.Created), millis(p.Seen),
@@ -184,11 +199,7 @@ func (tx *Tx) InsertPin(p Pin) (Pin, error) {
 	if err != nil {
 		return Pin{}, err
 	}
-	have, err := get(tx, pinByCopy, scanPin, "pin of copy", p.Copy, string(p.Region), p.Incarnation, string(p.Copy))
-	if err == nil && have.Snapshot != p.Snapshot {
-		return Pin{}, snapferry.Errorf(snapferry.Conflict, "pin snapshot %s: copy %s has a pin on snapshot %s", p.Snapshot, p.Copy, have.Snapshot)
-	}
-	return have, err
+	return get(tx, pinByCopy, scanPin, "pin of copy", p.Copy, string(p.Region), p.Incarnation, string(p.Copy), string(p.Snapshot))
 }
 
 // SeePin notes that the copy which holds a pin was heard of.

@@ -94,10 +94,10 @@ const (
 	snapshotDelete
 	snapshotPage
 	snapshotsOfVersion
+	snapshotsOfSet
 	copyInsert
 	copyGet
 	copyUpdate
-	copyOfSnapshot
 	copiesOfAccount
 	copiesActive
 	pinInsert
@@ -181,9 +181,9 @@ const (
 	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
 	checkpointColumns = `version, root, finished, counts, updated`
 	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
-		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted`
-	copyColumns = `id, account, snapshot, source_region, source_snapshot, state, reserved, "full", base, pin, plan, reason, created, finished, ` +
-		`volume, started, deadline, late, rate, ending, metered`
+		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted, s.set_id, s.set_size`
+	copyColumns = `id, account, source_region, source_set, set_id, members, state, reserved, "full", plan, reason, created, finished, ` +
+		`started, deadline, late, rate, ending, metered`
 	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
 	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome, "count"`
@@ -298,31 +298,32 @@ var statementText = [numStatements]string{
 	checkpointDelete: `DELETE FROM checkpoints WHERE version = $1`,
 
 	snapshotInsert: `INSERT INTO snapshots (id, account, volume, version, state, reason, hint, name, description, tags, size, digest,
-		parent, source_region, source_snapshot, source_volume, copy, counts, retain_until, created, settled, deleted)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
+		parent, source_region, source_snapshot, source_volume, copy, counts, retain_until, created, settled, deleted, set_id, set_size)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)`,
 	snapshotGet: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.id = $1`,
 	snapshotUpdate: `UPDATE snapshots SET version = $3, state = $4, reason = $5, hint = $6, name = $7, description = $8, tags = $9, size = $10, digest = $11,
 		parent = $12, copy = $13, counts = $14, retain_until = $15, settled = $16, deleted = $17 WHERE id = $1 AND state = $2`,
 	snapshotDelete: `DELETE FROM snapshots WHERE id = $1`,
 	snapshotPage: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume
 		WHERE s.account = $1 AND (s.deleted = 0 OR s.version IS NOT NULL) AND ($2 = '' OR v.name = $2) AND ($3 = '' OR s.volume = $3) AND ($4 = '' OR s.state = $4) AND (s.created < $5 OR (s.created = $5 AND s.id < $6))
-		ORDER BY s.created DESC, s.id DESC LIMIT $7`,
+		AND ($8 = '' OR s.set_id = $8) ORDER BY s.created DESC, s.id DESC LIMIT $7`,
 	snapshotsOfVersion: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.version = $1 ORDER BY s.created DESC, s.id DESC`,
 
+	snapshotsOfSet: `SELECT ` + snapshotColumns + ` FROM snapshots s JOIN volumes v ON v.id = s.volume WHERE s.set_id <> '' AND s.set_id = $1 ORDER BY s.created, s.id`,
+
 	copyInsert: `INSERT INTO copies (` + copyColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-		$15, $16, $17, $18, $19, $20, $21)`,
+		$15, $16, $17, $18, $19)`,
 	copyGet: `SELECT ` + copyColumns + ` FROM copies WHERE id = $1`,
-	copyUpdate: `UPDATE copies SET snapshot = $3, state = $4, reserved = $5, "full" = $6, base = $7, pin = $8, plan = $9, reason = $10, finished = $11,
-		volume = $12, started = $13, deadline = $14, late = $15, rate = $16, ending = $17, metered = $18 WHERE id = $1 AND state = $2`,
-	copyOfSnapshot: `SELECT ` + copyColumns + ` FROM copies WHERE snapshot = $1 ORDER BY created DESC, id DESC LIMIT 1`,
+	copyUpdate: `UPDATE copies SET set_id = $3, members = $4, state = $5, reserved = $6, "full" = $7, plan = $8, reason = $9, finished = $10,
+		started = $11, deadline = $12, late = $13, rate = $14, ending = $15, metered = $16 WHERE id = $1 AND state = $2`,
 	copiesOfAccount: `SELECT ` + copyColumns + ` FROM copies WHERE account = $1 AND reserved = 0 AND (created < $2 OR created = $2 AND id < $3)
 		AND ($4 = 0 OR state <> 'done' AND state <> 'failed' AND state <> 'cancelled') ORDER BY created DESC, id DESC LIMIT $5`,
 	copiesActive: `SELECT ` + copyColumns + ` FROM copies WHERE state <> 'done' AND state <> 'failed' AND state <> 'cancelled' ORDER BY created, id`,
 
-	pinInsert:      `INSERT INTO pins (` + pinColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (region, incarnation, copy) DO NOTHING`,
+	pinInsert:      `INSERT INTO pins (` + pinColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (region, incarnation, copy, snapshot) DO NOTHING`,
 	pinSeen:        `UPDATE pins SET seen = $2 WHERE id = $1`,
 	pinGet:         `SELECT ` + pinColumns + ` FROM pins WHERE id = $1`,
-	pinByCopy:      `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 AND incarnation = $2 AND copy = $3`,
+	pinByCopy:      `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 AND incarnation = $2 AND copy = $3 AND snapshot = $4`,
 	pinDelete:      `DELETE FROM pins WHERE id = $1`,
 	pinsOfSnapshot: `SELECT ` + pinColumns + ` FROM pins WHERE snapshot = $1 ORDER BY created, id`,
 	pinsFromRegion: `SELECT ` + pinColumns + ` FROM pins WHERE region = $1 ORDER BY created, id`,

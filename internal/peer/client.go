@@ -177,6 +177,19 @@ func (r *remote) Describe(ctx context.Context, id snapferry.SnapshotID) (transfe
 	return d, nil
 }
 
+func (r *remote) Members(ctx context.Context, set snapferry.SetID) ([]snapferry.SnapshotID, error) {
+	var x membersReply
+	if err := r.ask(ctx, pathMembers, membersRequest{set}, &x); err != nil {
+		return nil, err
+	}
+	for _, id := range x.Snapshots {
+		if _, err := snapferry.ParseSnapshotID(string(id)); err != nil {
+			return nil, snapferry.Errorf(snapferry.Corrupt, "region %s: its list of the snapshots of set %s: %w", r.region, set, err)
+		}
+	}
+	return x.Snapshots, nil
+}
+
 func (r *remote) Pin(ctx context.Context, p transfer.Pin) (h transfer.Handle, err error) {
 	return h, r.ask(ctx, pathPin, p, &h)
 }

@@ -28,6 +28,7 @@ const (
 	pathDescribe = "/peer/v1/describe"
 	pathPin      = "/peer/v1/pin"
 	pathRelease  = "/peer/v1/release"
+	pathMembers  = "/peer/v1/members"
 	pathRenew    = "/peer/v1/renew"
 	pathPins     = "/peer/v1/pins"
 	pathNodes    = "/peer/v1/nodes"
@@ -106,6 +107,14 @@ func (x description) decode() (d transfer.Description, err error) {
 		d.Present = 0
 	}
 	return d, d.Check()
+}
+
+type membersRequest struct {
+	Set snapferry.SetID `json:"set"`
+}
+
+type membersReply struct {
+	Snapshots []snapferry.SnapshotID `json:"snapshots"`
 }
 
 type releaseRequest struct {

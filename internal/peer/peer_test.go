@@ -154,6 +154,10 @@ func (f failing) Describe(context.Context, transfer.Caller, snapferry.SnapshotID
 	return transfer.Description{}, f.err
 }
 
+func (f failing) Members(context.Context, transfer.Caller, snapferry.SetID) ([]snapferry.SnapshotID, error) {
+	return nil, f.err
+}
+
 func (f failing) Pin(context.Context, transfer.Caller, transfer.Pin) (transfer.Handle, error) {
 	return transfer.Handle{}, f.err
 }

@@ -23,6 +23,7 @@ func Handler(h transfer.Host, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST "+pathHello, s.handle(s.hello))
 	mux.Handle("POST "+pathDescribe, s.handle(s.describe))
+	mux.Handle("POST "+pathMembers, s.handle(s.members))
 	mux.Handle("POST "+pathPin, s.handle(s.pin))
 	mux.Handle("POST "+pathRenew, s.handle(s.renew))
 	mux.Handle("POST "+pathRelease, s.handle(s.release))
@@ -171,6 +172,15 @@ func (s *server) describe(ctx context.Context, c transfer.Caller, body []byte) (
 	}
 	d, err := s.host.Describe(ctx, c, req.Snapshot)
 	return reply{value: describe(d)}, err
+}
+
+func (s *server) members(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {
+	var req membersRequest
+	if err := decode(body, &req); err != nil {
+		return reply{}, err
+	}
+	ids, err := s.host.Members(ctx, c, req.Set)
+	return reply{value: membersReply{ids}}, err
 }
 
 func (s *server) pin(ctx context.Context, c transfer.Caller, body []byte) (reply, error) {

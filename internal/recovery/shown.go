@@ -51,6 +51,9 @@ func (r *run) putSnapshots(tx *meta.Tx) error {
 	return nil
 }
 
+// maxSetSize is more than a set may have.
+const maxSetSize = 1 << 16
+
 // putSnapshot shows a version again.
 func (r *run) putSnapshot(tx *meta.Tx, v *version, h record.Hold) error {
 	row := meta.Snapshot{}
@@ -67,6 +70,10 @@ func (r *run) putSnapshot(tx *meta.Tx, v *version, h record.Hold) error {
 	if !healed {
 		row.Name, row.Description, row.Tags, row.RetainUntil = h.Name, h.Description, h.Tags, h.RetainUntil
 		row.SourceVolume = h.SourceVolume
+		row.Set, row.SetSize = "", 0
+		if set := v.rec.Set; set != nil {
+			row.Set, row.SetSize = snapferry.SetID(set.ID), int(min(h.SetSize, maxSetSize))
+		}
 		row.Source = nil
 		if h.SourceSnapshot != "" {
 			row.Source = &snapferry.CopySource{Region: h.SourceRegion, Snapshot: h.SourceSnapshot}

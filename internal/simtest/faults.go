@@ -153,6 +153,11 @@ func (t *traveller) Describe(ctx context.Context, id snapferry.SnapshotID) (d tr
 	return d, err
 }
 
+func (t *traveller) Members(ctx context.Context, set snapferry.SetID) (ids []snapferry.SnapshotID, err error) {
+	err = t.road.request(func() (err error) { ids, err = t.to.Members(ctx, set); return err })
+	return ids, err
+}
+
 func (t *traveller) Pin(ctx context.Context, p transfer.Pin) (h transfer.Handle, err error) {
 	err = t.road.request(func() (err error) { h, err = t.to.Pin(ctx, p); return err })
 	return h, err

@@ -83,6 +83,14 @@ func (d *direct) Describe(ctx context.Context, id snapferry.SnapshotID) (transfe
 	return h.Describe(ctx, d.caller, id)
 }
 
+func (d *direct) Members(ctx context.Context, set snapferry.SetID) ([]snapferry.SnapshotID, error) {
+	h, _, err := d.host()
+	if err != nil {
+		return nil, err
+	}
+	return h.Members(ctx, d.caller, set)
+}
+
 func (d *direct) Pin(ctx context.Context, p transfer.Pin) (transfer.Handle, error) {
 	h, _, err := d.host()
 	if err != nil {

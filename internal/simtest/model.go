@@ -231,7 +231,11 @@ func (w *World) becameReady(s *snapshot, x snapferry.Snapshot) {
 			return err
 		}
 		c, err := tx.Copy(x.Copy)
-		pin = c.Pin
+		for _, m := range c.Members {
+			if m.Snapshot == s.id {
+				pin = m.Pin
+			}
+		}
 		return err
 	})
 	var bytes int64

@@ -64,6 +64,8 @@ type Caller struct {
 type Remote interface {
 	Hello(ctx context.Context) (Hello, error)
 	Describe(ctx context.Context, id snapferry.SnapshotID) (Description, error)
+	// Members lists the snapshots of a set, which are all there and ready.
+	Members(ctx context.Context, set snapferry.SetID) ([]snapferry.SnapshotID, error)
 	Pin(ctx context.Context, p Pin) (handle Handle, err error)
 	// Renew notes that a pin is still needed; NotFound when it is there no more.
 	Renew(ctx context.Context, h Handle) error
@@ -80,6 +82,7 @@ type Remote interface {
 type Host interface {
 	Hello(ctx context.Context, c Caller) (Hello, error)
 	Describe(ctx context.Context, c Caller, id snapferry.SnapshotID) (Description, error)
+	Members(ctx context.Context, c Caller, set snapferry.SetID) ([]snapferry.SnapshotID, error)
 	Pin(ctx context.Context, c Caller, p Pin) (handle Handle, err error)
 	Renew(ctx context.Context, c Caller, h Handle) error
 	Release(ctx context.Context, c Caller, h Handle, ending snapferry.Ending) error

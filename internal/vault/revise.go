@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -51,7 +52,7 @@ func noFence(*meta.Tx) error { return nil }
 // as its caller gave up: the version is marked, so that the truth is written
 // above it.
 func (v *Vault) revise(ctx context.Context, r revision) error {
-	v.reviseAll(ctx, r.fence, []*revision{&r})
+	v.reviseAll(ctx, r.fence, []*revision{&r}, true)
 	return r.err
 }
 
@@ -60,8 +61,8 @@ const puts = 8
 
 // reviseAll is revise for records of several versions, in the same two
 // transactions. What became of each is in its err; one whose version has changed
-// meanwhile does not keep the others.
-func (v *Vault) reviseAll(ctx context.Context, fence Fence, rs []*revision) {
+// meanwhile does not keep the others, unless they are one whole.
+func (v *Vault) reviseAll(ctx context.Context, fence Fence, rs []*revision, whole bool) {
 	err := v.db.View(ctx, func(tx *meta.Tx) error {
 		region, err := tx.Region()
 		for _, r := range rs {
@@ -76,9 +77,16 @@ func (v *Vault) reviseAll(ctx context.Context, fence Fence, rs []*revision) {
 			r.err = err
 		}
 	}
-	v.reserve(ctx, fence, left(rs))
-	v.putRecords(ctx, left(rs))
-	v.commitAll(ctx, fence, left(rs))
+	for _, step := range []func([]*revision){
+		func(rs []*revision) { v.reserve(ctx, fence, rs) },
+		func(rs []*revision) { v.putRecords(ctx, rs) },
+		func(rs []*revision) { v.commitAll(ctx, fence, rs) },
+	} {
+		step(left(rs))
+		if whole {
+			giveUp(rs)
+		}
+	}
 	var failed []snapferry.VersionID
 	for _, r := range rs {
 		if r.err != nil {
@@ -86,6 +94,16 @@ func (v *Vault) reviseAll(ctx context.Context, fence Fence, rs []*revision) {
 		}
 	}
 	v.doubt(ctx, failed)
+}
+
+// giveUp gives all revisions up when one of them was.
+func giveUp(rs []*revision) {
+	i := slices.IndexFunc(rs, func(r *revision) bool { return r.err != nil })
+	for _, r := range rs {
+		if i >= 0 && r.err == nil {
+			r.err = rs[i].err
+		}
+	}
 }
 
 // left are the revisions that were not given up.
@@ -260,8 +278,33 @@ func (v *Vault) recordOf(tx *meta.Tx, incarnation uint64, c *revision) (*record.
 			return nil, err
 		}
 		r.Holds = append(r.Holds, rh)
+		if h.Kind == HoldSnapshot && r.Set == nil {
+			if r.Set, err = setOf(tx, snapferry.SnapshotID(h.Owner), row.ID); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return r, nil
+}
+
+// setOf is what a record says of the set that a snapshot of version is a member of:
+// the versions of its members, as far as they are known and not deleted.
+func setOf(tx *meta.Tx, id snapferry.SnapshotID, version snapferry.VersionID) (*record.Set, error) {
+	s, err := tx.Snapshot(id)
+	if err != nil || s.Set == "" {
+		return nil, err
+	}
+	all, err := tx.SnapshotsOfSet(s.Set)
+	set := &record.Set{ID: string(s.Set)}
+	for _, m := range all {
+		if v := m.Version; !v.IsZero() && !slices.Contains(set.Members, v) {
+			set.Members = append(set.Members, v)
+		}
+	}
+	if !slices.Contains(set.Members, version) {
+		set.Members = append(set.Members, version)
+	}
+	return set, err
 }
 
 // durableHold is what a record says of a hold: enough to show it again.
@@ -278,7 +321,7 @@ func durableHold(tx *meta.Tx, h meta.Hold) (record.Hold, error) {
 		return rh, err
 	}
 	rh.Name, rh.Description, rh.VolumeName, rh.Tags = s.Name, s.Description, s.Volume, s.Tags
-	rh.Created, rh.RetainUntil = s.Created, s.RetainUntil
+	rh.Created, rh.RetainUntil, rh.SetSize = s.Created, s.RetainUntil, uint64(s.SetSize)
 	if s.Source != nil {
 		rh.SourceRegion, rh.SourceSnapshot, rh.SourceVolume = s.Source.Region, s.Source.Snapshot, s.SourceVolume
 	}
@@ -309,7 +352,7 @@ func durablePin(tx *meta.Tx, h meta.Hold, rh *record.Hold) error {
 // in the bucket is not what the metadata says.
 func (v *Vault) rewrite(ctx context.Context, row meta.Version, fence Fence) error {
 	r := rewriting(row)
-	v.reviseAll(ctx, fence, []*revision{r})
+	v.reviseAll(ctx, fence, []*revision{r}, true)
 	return r.err
 }
 

@@ -39,43 +39,89 @@ type SealConfig struct {
 // transaction commits nothing is visible; when Seal fails the version is open
 // as before, or, if only the answer to the commit was lost, sealed.
 func (w *Writer) Seal(ctx context.Context, c SealConfig) (Sealed, error) {
-	w.made.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.cperr != nil {
-		return Sealed{}, w.cperr // segments may be durable that no transaction placed
-	}
-	if len(w.tickets) > 0 {
-		return Sealed{}, snapferry.Errorf(snapferry.Internal, "seal with %d leaves not delivered", len(w.tickets))
-	}
-	root, err := w.builder.Finish(ctx)
+	all, err := SealAll(ctx, []Sealing{{w, c}})
 	if err != nil {
 		return Sealed{}, err
 	}
+	return all[0], nil
+}
+
+// Sealing is a version that is sealed, with others perhaps.
+type Sealing struct {
+	Writer *Writer
+	Config SealConfig
+}
+
+// SealAll is Seal for several versions of one vault: one transaction makes all of
+// them real, or none. Their fences are asked in it too.
+func SealAll(ctx context.Context, all []Sealing) ([]Sealed, error) {
+	done := make([]Sealed, len(all))
+	rs := make([]*revision, len(all))
+	for i, x := range all {
+		x.Writer.made.Wait()
+		x.Writer.mu.Lock()
+		defer x.Writer.mu.Unlock()
+		var err error
+		if done[i], rs[i], err = x.Writer.finish(ctx, x.Config); err != nil {
+			return nil, err
+		}
+	}
+	first := all[0].Writer
+	fence := func(tx *meta.Tx) error {
+		for _, x := range all {
+			if err := x.Writer.pack.fence(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	first.v.reviseAll(ctx, fence, rs, true)
+	for _, r := range rs {
+		if r.err != nil {
+			return nil, r.err
+		}
+	}
+	return done, nil
+}
+
+// finish makes everything of the version durable but its record, and returns the
+// revision that seals it.
+func (w *Writer) finish(ctx context.Context, c SealConfig) (s Sealed, r *revision, err error) {
+	if w.cperr != nil {
+		return s, nil, w.cperr // segments may be durable that no transaction placed
+	}
+	if len(w.tickets) > 0 {
+		return s, nil, snapferry.Errorf(snapferry.Internal, "seal with %d leaves not delivered", len(w.tickets))
+	}
+	root, err := w.builder.Finish(ctx)
+	if err != nil {
+		return s, nil, err
+	}
 	m := blockmap.Map{Size: w.row.Size, Root: root, Nodes: w.v}
-	s := Sealed{Version: w.row.ID, Digest: m.Digest(), Changed: w.changed.Load()}
+	s = Sealed{Version: w.row.ID, Digest: m.Digest(), Changed: w.changed.Load()}
 	if root != nil {
 		s.Present = int64(root.Blocks()) * snapferry.BlockSize
 	}
 	if !c.Want.IsZero() && s.Digest != c.Want {
-		return Sealed{}, snapferry.Errorf(snapferry.Corrupt, "the content has digest %s, want %s", s.Digest, c.Want)
+		return s, nil, snapferry.Errorf(snapferry.Corrupt, "the content has digest %s, want %s", s.Digest, c.Want)
 	}
 	if err := w.pack.cut(ctx); err != nil {
-		return Sealed{}, err
+		return s, nil, err
 	}
 	if err := w.pack.wait(); err != nil {
-		return Sealed{}, err
+		return s, nil, err
 	}
 	s.Stored = w.Stored()
 	taken := w.pack.take()
 	if err := w.placeForSettling(ctx, taken); err != nil {
-		return Sealed{}, err
+		return s, nil, err
 	}
 	dead, err := w.settle(ctx, m)
 	if err != nil {
-		return Sealed{}, err
+		return s, nil, err
 	}
-	return s, w.commit(ctx, c, s, root, taken, dead)
+	r, err = w.sealing(ctx, c, s, root, taken, dead)
+	return s, r, err
 }
 
 // placeForSettling makes the segments of a version that had earlier runs readable, because
@@ -92,23 +138,23 @@ func (w *Writer) placeForSettling(ctx context.Context, taken []object) error {
 	})
 }
 
-// commit writes the version record and makes the version real.
-func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadList) error {
+// sealing is the revision that makes the version real.
+func (w *Writer) sealing(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadList) (*revision, error) {
 	row, err := w.current(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := w.v.EnsureChain(ctx, row.Chain); err != nil {
-		return err
+		return nil, err
 	}
 	edge := row.Edge
 	row.State, row.Digest, row.Blocks = snapferry.VersionSealed, s.Digest, uint64(s.Present/snapferry.BlockSize)
 	row.Sealed, row.Token = time.Now(), w.pack.token
 	if row.Root, err = encodeRoot(root); err != nil {
-		return err
+		return nil, err
 	}
 	holds := append([]meta.Hold{c.Hold}, c.Also...)
-	return w.v.revise(ctx, revision{row: row, edge: edge, change: change{add: holds}, fence: w.pack.fence, commit: func(tx *meta.Tx, row meta.Version) error {
+	return &revision{row: row, edge: edge, change: change{add: holds}, commit: func(tx *meta.Tx, row meta.Version) error {
 		if !w.again {
 			if err := placeAll(tx, taken); err != nil {
 				return err
@@ -135,7 +181,7 @@ func (w *Writer) commit(ctx context.Context, c SealConfig, s Sealed, root *block
 			return nil
 		}
 		return c.Commit(tx, s)
-	}})
+	}}, nil
 }
 
 // current returns the version's row as it is now: open, over the same parent.

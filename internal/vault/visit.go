@@ -379,7 +379,7 @@ func (v *Vault) spliceAll(ctx context.Context, ss []*splicing, fence Fence, st *
 			},
 		}
 	}
-	v.reviseAll(ctx, fence, rs)
+	v.reviseAll(ctx, fence, rs, false)
 	for i, s := range ss {
 		if rs[i].reserved {
 			st.add(blocks[i])
@@ -446,7 +446,7 @@ func (v *Vault) rewriteAll(ctx context.Context, ids []snapferry.VersionID, fence
 	if err != nil {
 		return err
 	}
-	v.reviseAll(ctx, fence, rs)
+	v.reviseAll(ctx, fence, rs, false)
 	for _, r := range rs {
 		// Whoever changed it meanwhile is at it; it is stale until it is done.
 		if r.err != nil && !snapferry.IsKind(r.err, snapferry.Conflict) && !snapferry.IsKind(r.err, snapferry.NotFound) {

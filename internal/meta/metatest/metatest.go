@@ -598,7 +598,7 @@ func testSnapshots(t *testing.T, p Place) {
 	s.Region, s.Version = "east", v.ID
 	s.Name, s.Description, s.Tags = "n", "d", snapferry.Tags{"k": "v"}
 	s.Parent, s.Copy, s.SourceVolume, s.Source = "snap-p", "copy-c", "sv", &snapferry.CopySource{Region: "west", Snapshot: "snap-s"}
-	s.RetainUntil = at(100)
+	s.RetainUntil, s.Set, s.SetSize = at(100), "set-1", 2
 	update(t, db, func(tx *meta.Tx) error {
 		return errors.Join(tx.PutRegion(meta.Region{Name: "east", SignKey: []byte{1}, LookupKey: []byte{1}}), tx.InsertSnapshot(s))
 	})
@@ -612,6 +612,15 @@ func testSnapshots(t *testing.T, p Place) {
 	update(t, db, func(tx *meta.Tx) error { return tx.UpdateSnapshot(s) })
 	same(t, "ready snapshot", get(), s)
 	same(t, "snapshots of the version", read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) { return tx.SnapshotsOfVersion(v.ID) }), []meta.Snapshot{s})
+	for set, want := range map[snapferry.SetID][]meta.Snapshot{"set-1": {s}, "set-2": {}, "": {}} {
+		same(t, "snapshots of a set", read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) { return tx.SnapshotsOfSet(set) }), want)
+	}
+	same(t, "page of a set", read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) {
+		return tx.Snapshots(w.Account.ID, meta.SnapshotFilter{Set: "set-1"})
+	}), []meta.Snapshot{s})
+	same(t, "page of another set", read(t, db, func(tx *meta.Tx) ([]meta.Snapshot, error) {
+		return tx.Snapshots(w.Account.ID, meta.SnapshotFilter{Set: "set-2"})
+	}), []meta.Snapshot{})
 
 	bad := s
 	bad.State = snapferry.SnapshotFailed
@@ -681,10 +690,12 @@ func testCopies(t *testing.T, p Place) {
 	w := NewWorld(t, db)
 	c := meta.Copy{
 		Copy: snapferry.Copy{
-			ID: snapferry.NewCopyID(), Account: w.Account.ID, Snapshot: "snap-1", State: snapferry.CopyQueued,
-			Source: snapferry.CopySource{Region: "west", Snapshot: "snap-s"}, Created: at(1), Rate: 7, Deadline: at(9),
+			ID: snapferry.NewCopyID(), Account: w.Account.ID, State: snapferry.CopyQueued,
+			Source: snapferry.CopySource{Region: "west", Snapshot: "snap-s", Set: "set-s"}, Created: at(1), Rate: 7, Deadline: at(9),
+			Parts: []snapferry.CopyPart{{Source: "snap-s"}, {Source: "snap-t"}},
 		},
 		Reserved: true,
+		Members:  []meta.CopyMember{{Source: "snap-s"}, {Source: "snap-t"}},
 	}
 	update(t, db, func(tx *meta.Tx) error { return tx.InsertCopy(c) })
 	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{c})
@@ -693,8 +704,11 @@ func testCopies(t *testing.T, p Place) {
 		return read(t, db, func(tx *meta.Tx) ([]meta.Copy, error) { return tx.Copies(w.Account.ID, f) })
 	}
 	same(t, "copies, one reserved", page(meta.CopyFilter{}), []meta.Copy{})
-	c.Reserved, c.Full, c.Base, c.Pin, c.State = false, true, snapferry.NewVersionID(), "pin-1", snapferry.CopyPlanning
-	c.VolumeID, c.Started, c.Rate, c.Late = w.Volume.ID, at(3), 8, true
+	c.Reserved, c.Full, c.State, c.Started, c.Rate, c.Late = false, true, snapferry.CopyPlanning, at(3), 8, true
+	c.Set, c.Members = "set-1", []meta.CopyMember{
+		{Source: "snap-s", Snapshot: "snap-1", VolumeID: w.Volume.ID, Pin: "pin-1"}, {Source: "snap-t", Snapshot: "snap-2", VolumeID: "vol-2", Pin: "pin-2"},
+	}
+	c.Snapshot, c.Parts = "snap-1", []snapferry.CopyPart{{Source: "snap-s", Snapshot: "snap-1"}, {Source: "snap-t", Snapshot: "snap-2"}}
 	c.Plan = &snapferry.Plan{Size: 5, Digest: digest.Digest{4}, Reason: "first of its volume"}
 	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
 	same(t, "copy", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.Copy(c.ID) }), c)
@@ -704,7 +718,7 @@ func testCopies(t *testing.T, p Place) {
 	same(t, "active page", page(meta.CopyFilter{Active: true}), []meta.Copy{c})
 	c.State, c.Reason, c.Finished, c.Ending, c.Metered = snapferry.CopyFailed, "source lost", at(2), snapferry.EndedSourceLost, true
 	update(t, db, func(tx *meta.Tx) error { return tx.UpdateCopy(c) })
-	same(t, "copy of the snapshot", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.CopyOfSnapshot("snap-1") }), c)
+	same(t, "copy that ended", read(t, db, func(tx *meta.Tx) (meta.Copy, error) { return tx.Copy(c.ID) }), c)
 	same(t, "active copies", read(t, db, (*meta.Tx).ActiveCopies), []meta.Copy{})
 	bad = c
 	bad.State = snapferry.CopyQueued
@@ -712,6 +726,7 @@ func testCopies(t *testing.T, p Place) {
 	same(t, "active page", page(meta.CopyFilter{Active: true}), []meta.Copy{})
 	older := c
 	older.ID, older.Created = snapferry.NewCopyID(), at(0)
+	older.Members, older.Set, older.Source.Set, older.Parts = older.Members[:1], "", "", nil
 	update(t, db, func(tx *meta.Tx) error { return tx.InsertCopy(older) })
 	same(t, "first page", page(meta.CopyFilter{Limit: 1}), []meta.Copy{c})
 	same(t, "second page", page(meta.CopyFilter{Limit: 1, After: c}), []meta.Copy{older})
@@ -755,12 +770,14 @@ func testPins(t *testing.T, p Place) {
 		}
 		same(t, "pin", got, pin)
 	}
-	again.Snapshot = other.ID
-	_, err := insert(again)
-	wantKind(t, err, snapferry.Conflict)
-	again.Snapshot, again.Incarnation = s.ID, 3
-	if _, err := insert(again); err != nil {
-		t.Fatal(err)
+	// A copy of a set has one on each of its snapshots.
+	more := pin
+	more.ID, more.Snapshot = "pin-3", other.ID
+	again.Incarnation = 3
+	for _, p := range []meta.Pin{more, again} {
+		if got, err := insert(p); err != nil || got != p {
+			t.Fatal(got, err)
+		}
 	}
 	view(t, db, func(tx *meta.Tx) error {
 		got, err := tx.Pin("pin-1")
@@ -768,7 +785,7 @@ func testPins(t *testing.T, p Place) {
 		of, err2 := tx.PinsOf(s.ID)
 		same(t, "pins of the snapshot", of, []meta.Pin{pin, again})
 		from, err3 := tx.PinsFrom("west")
-		same(t, "pins of the region", from, of)
+		same(t, "pins of the region", from, []meta.Pin{pin, more, again})
 		return errors.Join(err, err2, err3)
 	})
 	for _, fn := range []func(tx *meta.Tx) error{
@@ -778,7 +795,7 @@ func testPins(t *testing.T, p Place) {
 		wantKind(t, db.Update(t.Context(), fn), snapferry.Conflict)
 	}
 	update(t, db, func(tx *meta.Tx) error {
-		return errors.Join(tx.DeletePin("pin-1"), tx.DeletePin("pin-1"), tx.DeletePin("pin-2"), tx.DeleteSnapshotRow(s.ID), tx.DeleteVersion(v.ID))
+		return errors.Join(tx.DeletePin("pin-1"), tx.DeletePin("pin-1"), tx.DeletePin("pin-2"), tx.DeletePin("pin-3"), tx.DeleteSnapshotRow(s.ID), tx.DeleteVersion(v.ID))
 	})
 }
 
