@@ -15,6 +15,18 @@ func (c *Client) Copy(ctx context.Context, req CopyRequest) (s snapferry.Snapsho
 	return s, c.do(ctx, http.MethodPost, "/v1/copies", req, &s)
 }
 
+// CopySet asks the region to pull all snapshots of a set as one: they become ready at
+// the same moment, or none does.
+func (c *Client) CopySet(ctx context.Context, req CopyRequest) (x snapferry.Copy, err error) {
+	return x, c.do(ctx, http.MethodPost, "/v1/copies/set", req, &x)
+}
+
+// CancelCopy ends a copy: it is gone with the snapshots that it makes. While volumes
+// were made of them it is a Conflict, unless with force: they end in error.
+func (c *Client) CancelCopy(ctx context.Context, id snapferry.CopyID, force bool) error {
+	return c.do(ctx, http.MethodDelete, copyPath(id)+"?force="+strconv.FormatBool(force), nil, nil)
+}
+
 func copyPath(id snapferry.CopyID) string { return "/v1/copies/" + url.PathEscape(string(id)) }
 
 // CopyOf returns a copy by its id, with its place in the queue or its progress.

@@ -40,6 +40,7 @@ func (c *Client) Import(ctx context.Context, req ImportRequest, disk *os.File) (
 type Filter struct {
 	Volume string
 	State  snapferry.SnapshotState
+	Set    snapferry.SetID
 }
 
 const pageSize = 1000
@@ -50,7 +51,7 @@ func (c *Client) Snapshots(ctx context.Context, f Filter, fn func(snapferry.Snap
 	var after snapferry.SnapshotID
 	for {
 		q := url.Values{"limit": {strconv.Itoa(pageSize)}}
-		for key, value := range map[string]string{"volume": f.Volume, "state": string(f.State), "after": string(after)} {
+		for key, value := range map[string]string{"volume": f.Volume, "state": string(f.State), "set": string(f.Set), "after": string(after)} {
 			if value != "" {
 				q.Set(key, value)
 			}

@@ -41,10 +41,11 @@ type NBDSource struct {
 	Hostname string `json:"hostname,omitempty"` // that the server's certificate must have
 }
 
-// CopyRequest asks a region to pull a snapshot from another.
+// CopyRequest asks a region to pull a snapshot from another, or a set.
 type CopyRequest struct {
 	From   snapferry.RegionName `json:"from"`
-	Source snapferry.SnapshotID `json:"source"`
+	Source snapferry.SnapshotID `json:"source,omitempty"` // to pull a snapshot
+	Set    snapferry.SetID      `json:"set,omitempty"`    // to pull a set
 	Labels
 	Full        bool   `json:"full,omitempty"`
 	ClientToken string `json:"client_token,omitempty"` // makes a repeated request the same one

@@ -13,7 +13,7 @@ import (
 
 func (a *app) copiesCommand() *cobra.Command {
 	return group("copy", "Copies into a region: where they wait, how far they are, how they ended",
-		a.copyListCommand(), a.copyShowCommand(), a.copyWatchCommand(), a.copySetCommand())
+		a.copyListCommand(), a.copyShowCommand(), a.copyWatchCommand(), a.copySetCommand(), a.copyCancelCommand())
 }
 
 // onCopy runs fn with a client and the id of a copy.
@@ -66,7 +66,7 @@ func copiesText(p *printer, all []snapferry.Copy) {
 		case c.Progress != nil:
 			how = progressText(c.Progress)
 		}
-		rows = append(rows, []string{string(c.ID), string(c.Snapshot), fmt.Sprintf("%s in %s", c.Source.Snapshot, c.Source.Region), string(c.State), timeText(c.Created), how})
+		rows = append(rows, []string{string(c.ID), makesText(c), sourceText(c), string(c.State), timeText(c.Created), how})
 	}
 	p.table([]string{"ID", "SNAPSHOT", "OF", "STATE", "CREATED", "PROGRESS"}, rows)
 }
@@ -98,13 +98,42 @@ object, each time.`,
 					last = x
 					return a.print(x, func(p *printer) { p.line("%s", watchLine(&x)) })
 				})
-				if err == nil && last.State != snapferry.CopyDone {
-					err = snapferry.Errorf(snapferry.Cancelled, "copy %s ended as %s: %s", id, last.Ending, last.Reason)
+				if err == nil {
+					err = endedWell(&last)
 				}
 				return err
 			})
 		},
 	}
+}
+
+// endedWell reports, as Cancelled, why a copy that has ended is not done.
+func endedWell(c *snapferry.Copy) error {
+	if c.State == snapferry.CopyDone {
+		return nil
+	}
+	return snapferry.Errorf(snapferry.Cancelled, "copy %s ended as %s: %s", c.ID, c.Ending, c.Reason)
+}
+
+func (a *app) copyCancelCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "cancel ID", Short: "End a copy, and delete the snapshots that it makes", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.onCopy(args[0], func(c *client.Client, id snapferry.CopyID) error {
+				if err := c.CancelCopy(cmd.Context(), id, force); err != nil {
+					return err
+				}
+				x, err := c.CopyOf(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				return a.showCopy(x)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also when volumes were made from it: they end in error")
+	return cmd
 }
 
 func watchLine(c *snapferry.Copy) string {
@@ -159,11 +188,34 @@ func (a *app) showCopy(c snapferry.Copy) error {
 		if c.Late {
 			late = "yes"
 		}
-		p.fields("id", string(c.ID), "snapshot", string(c.Snapshot), "source", fmt.Sprintf("%s in %s", c.Source.Snapshot, c.Source.Region),
+		p.fields("id", string(c.ID), "snapshot", makesText(&c), "source", sourceText(&c), "parts", partsText(c.Parts),
 			"state", string(c.State), "ending", string(c.Ending), "reason", c.Reason, "queue", queueText(c.Queue), "progress", progress, "plan", plan,
 			"rate", rate, "deadline", timeText(c.Deadline), "late", late,
 			"created", timeText(c.Created), "started", timeText(c.Started), "finished", timeText(c.Finished))
 	})
+}
+
+// makesText is what a copy makes, and sourceText of what.
+func makesText(c *snapferry.Copy) string {
+	if c.Set != "" {
+		return string(c.Set)
+	}
+	return string(c.Snapshot)
+}
+
+func sourceText(c *snapferry.Copy) string {
+	if c.Source.Set != "" {
+		return fmt.Sprintf("%s in %s", c.Source.Set, c.Source.Region)
+	}
+	return fmt.Sprintf("%s in %s", c.Source.Snapshot, c.Source.Region)
+}
+
+func partsText(all []snapferry.CopyPart) string {
+	parts := make([]string, 0, len(all))
+	for _, p := range all {
+		parts = append(parts, fmt.Sprintf("%s of %s", p.Snapshot, p.Source))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func queueText(q *snapferry.Queue) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,12 @@ func (c *copyFlags) register(cmd *cobra.Command) {
 // request returns the copy that the flags and the id ask for, and the region
 // that makes it.
 func (a *app) copyRequest(f copyFlags, id string) (req client.CopyRequest, to snapferry.RegionName, err error) {
-	if req.Source, err = snapferry.ParseSnapshotID(id); err != nil {
+	if strings.HasPrefix(id, "set-") {
+		req.Set, err = snapferry.ParseSetID(id)
+	} else {
+		req.Source, err = snapferry.ParseSnapshotID(id)
+	}
+	if err != nil {
 		return req, "", err
 	}
 	if f.to == "" {
@@ -60,12 +66,12 @@ func (a *app) copyCommand() *cobra.Command {
 	var flags copyFlags
 	var wait bool
 	cmd := &cobra.Command{
-		Use: "copy ID --from REGION --to REGION", Short: "Copy a snapshot to another region", Args: cobra.ExactArgs(1),
+		Use: "copy ID|SET --from REGION --to REGION", Short: "Copy a snapshot, or a set, to another region", Args: cobra.ExactArgs(1),
 		Long: `Copy a snapshot to another region, which pulls it and moves only what it does not
 have yet. The copy goes on without this command and through restarts of both
 regions. When the account has as many copies under way as it may, the copy waits
-for its turn. See it with "snapferry copy show". To cancel it, delete the new
-snapshot.`,
+for its turn. See it with "snapferry copy show", end it with "snapferry copy cancel".
+The snapshots of a set are copied as one: all become ready at one moment, or none.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := labels.get()
 			if err != nil {
@@ -91,6 +97,9 @@ func (a *app) copySnapshot(ctx context.Context, req client.CopyRequest, to snapf
 		return err
 	}
 	defer c.Close()
+	if req.Set != "" {
+		return a.copySet(ctx, c, req, wait)
+	}
 	s, err := c.Copy(ctx, req)
 	if err != nil {
 		return err
@@ -99,4 +108,22 @@ func (a *app) copySnapshot(ctx context.Context, req client.CopyRequest, to snapf
 		return a.showSnapshot(s)
 	}
 	return a.await(ctx, c, s.ID)
+}
+
+func (a *app) copySet(ctx context.Context, c *client.Client, req client.CopyRequest, wait bool) error {
+	x, err := c.CopySet(ctx, req)
+	if err == nil && wait {
+		id := x.ID
+		err = c.WatchCopy(ctx, id, func(now snapferry.Copy) error {
+			x = now
+			return nil
+		})
+		if err == nil {
+			err = endedWell(&x)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return a.showCopy(x)
 }

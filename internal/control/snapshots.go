@@ -316,6 +316,24 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 	})
 }
 
+// CancelCopy ends a copy of the account that has not ended: it is gone with all the
+// snapshots that it makes. Volumes that were made of them make it a Conflict; with
+// force they are in error then.
+func (r *Region) CancelCopy(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID, force bool) error {
+	return r.db.Update(ctx, func(tx *meta.Tx) error {
+		c, err := ownCopy(tx, account, id)
+		switch {
+		case err != nil:
+			return err
+		case c.State == snapferry.CopyCancelled:
+			return nil
+		case c.State.Terminal():
+			return snapferry.Errorf(snapferry.Conflict, "copy %s is %s", id, c.State)
+		}
+		return r.discardCopy(tx, c, force)
+	})
+}
+
 // discardCopy ends a copy, and the making of its snapshots.
 func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool) error {
 	p := discardPayload{Snapshot: c.Snapshot, Copy: c.ID} // the first: what the job of the copy is about

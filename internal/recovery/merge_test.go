@@ -62,8 +62,8 @@ func TestMerge(t *testing.T) {
 	r.take("old", "lone", changed(r.snaps["lone"].disk, map[uint64]int{11: 81}))
 	var tip snapferry.SnapshotID
 	copies := []meta.Copy{
-		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyMoving, Created: time.Now()}},
-		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyFailed, Created: time.Now()}},
+		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyMoving, Created: time.Now()}, Members: []meta.CopyMember{{Source: "snap-s"}}},
+		{Copy: snapferry.Copy{ID: snapferry.NewCopyID(), Account: r.account, State: snapferry.CopyFailed, Created: time.Now()}, Members: []meta.CopyMember{{Source: "snap-s"}}},
 	}
 	making := snapferry.NewSnapshotID()
 	r.update(func(tx *meta.Tx) error {

@@ -22,8 +22,15 @@ func decodeCopy(r *wire.Request) (c control.CopyRequest, err error) {
 	if c.From, err = snapferry.ParseRegionName(string(q.From)); err != nil {
 		return c, err
 	}
-	if c.Source, err = snapferry.ParseSnapshotID(string(q.Source)); err != nil {
-		return c, err
+	if q.Source != "" || q.Set == "" {
+		if c.Source, err = snapferry.ParseSnapshotID(string(q.Source)); err != nil {
+			return c, err
+		}
+	}
+	if q.Set != "" {
+		if c.Set, err = snapferry.ParseSetID(string(q.Set)); err != nil {
+			return c, err
+		}
 	}
 	if c.Rate = q.Rate; q.CompleteWithin != "" {
 		if c.Within, err = time.ParseDuration(q.CompleteWithin); err != nil || c.Within <= 0 {
@@ -38,6 +45,27 @@ func decodeCopy(r *wire.Request) (c control.CopyRequest, err error) {
 
 func (a *api) copySnapshot(ctx context.Context, who account, req control.CopyRequest) (snapferry.Snapshot, error) {
 	return a.region.Copy(ctx, who.ID, req)
+}
+
+func (a *api) copySet(ctx context.Context, who account, req control.CopyRequest) (snapferry.Copy, error) {
+	return a.region.CopySet(ctx, who.ID, req)
+}
+
+type cancelQuery struct {
+	id    snapferry.CopyID
+	force bool
+}
+
+func decodeCancel(r *wire.Request) (q cancelQuery, err error) {
+	if q.id, err = snapferry.ParseCopyID(r.Path("id")); err != nil {
+		return q, err
+	}
+	q.force, err = decodeForce(r)
+	return q, err
+}
+
+func (a *api) cancelCopy(ctx context.Context, who account, q cancelQuery) (nothing, error) {
+	return nothing{}, a.region.CancelCopy(ctx, who.ID, q.id, q.force)
 }
 
 func (a *api) planCopy(ctx context.Context, who account, req control.CopyRequest) (snapferry.Plan, error) {

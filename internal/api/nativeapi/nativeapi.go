@@ -46,6 +46,8 @@ type Disks interface {
 // Copies is how snapshots come from other regions.
 type Copies interface {
 	Copy(ctx context.Context, account snapferry.AccountID, req control.CopyRequest) (snapferry.Snapshot, error)
+	CopySet(ctx context.Context, account snapferry.AccountID, req control.CopyRequest) (snapferry.Copy, error)
+	CancelCopy(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID, force bool) error
 	CopyOf(ctx context.Context, account snapferry.AccountID, id snapferry.CopyID) (snapferry.Copy, error)
 	PlanCopy(ctx context.Context, account snapferry.AccountID, req control.CopyRequest) (snapferry.Plan, error)
 	Copies(ctx context.Context, account snapferry.AccountID, f control.CopyFilter) ([]snapferry.Copy, error)
@@ -163,6 +165,10 @@ func (a *api) operations() []wire.Operation {
 		wire.Op[control.CopyRequest, snapferry.Snapshot]{
 			Name: "CopySnapshot", Method: "POST", Path: "/v1/copies", Status: http.StatusCreated, Limit: maxLong, Decode: decodeCopy, Call: a.copySnapshot,
 		},
+		wire.Op[control.CopyRequest, snapferry.Copy]{
+			Name: "CopySet", Method: "POST", Path: "/v1/copies/set", Status: http.StatusCreated, Limit: maxLong, Decode: decodeCopy, Call: a.copySet,
+		},
+		wire.Op[cancelQuery, nothing]{Name: "CancelCopy", Method: "DELETE", Path: "/v1/copies/{id}", Status: http.StatusNoContent, Decode: decodeCancel, Call: a.cancelCopy},
 		wire.Op[snapferry.CopyID, snapferry.Copy]{Name: "GetCopy", Method: "GET", Path: "/v1/copies/{id}", Decode: decodeCopyID, Call: a.getCopy},
 		wire.Op[control.CopyFilter, client.CopyList]{Name: "ListCopies", Method: "GET", Path: "/v1/copies", Decode: decodeCopyFilter, Call: a.listCopies},
 		wire.Op[rateQuery, snapferry.Copy]{Name: "SetCopyRate", Method: "POST", Path: "/v1/copies/{id}/rate", Decode: decodeRate, Call: a.setCopyRate},

@@ -36,19 +36,25 @@ type deleteQuery struct {
 }
 
 func decodeDelete(r *wire.Request) (d deleteQuery, err error) {
-	q, err := r.Query("force")
-	if err != nil {
+	if d.force, err = decodeForce(r); err != nil {
 		return d, err
-	}
-	switch q.Get("force") {
-	case "true":
-		d.force = true
-	case "", "false":
-	default:
-		return d, snapferry.Errorf(snapferry.Invalid, "force is true or false, not %.40q", q.Get("force"))
 	}
 	d.id, err = snapferry.ParseSnapshotID(r.Path("id"))
 	return d, err
+}
+
+func decodeForce(r *wire.Request) (bool, error) {
+	q, err := r.Query("force")
+	if err != nil {
+		return false, err
+	}
+	switch q.Get("force") {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	}
+	return false, snapferry.Errorf(snapferry.Invalid, "force is true or false, not %.40q", q.Get("force"))
 }
 
 func (a *api) deleteSnapshot(ctx context.Context, who account, d deleteQuery) (nothing, error) {
@@ -59,7 +65,7 @@ func (a *api) deleteSnapshot(ctx context.Context, who account, d deleteQuery) (n
 }
 
 func decodeFilter(r *wire.Request) (f control.Filter, err error) {
-	q, err := r.Query("volume", "state", "limit", "after")
+	q, err := r.Query("volume", "state", "set", "limit", "after")
 	if err != nil {
 		return f, err
 	}
@@ -71,6 +77,11 @@ func decodeFilter(r *wire.Request) (f control.Filter, err error) {
 	}
 	if f.State != "" && !slices.Contains(states(), f.State) {
 		return f, snapferry.Errorf(snapferry.Invalid, "%.40q is not a state of a snapshot", q.Get("state")).WithHint("states are: %v", states())
+	}
+	if q.Has("set") {
+		if f.Set, err = snapferry.ParseSetID(q.Get("set")); err != nil {
+			return f, err
+		}
 	}
 	if q.Has("limit") {
 		f.Limit, err = strconv.Atoi(q.Get("limit"))
