@@ -47,18 +47,6 @@ func (p *copyProgress) part(i int) (x partProgress) {
 	return x
 }
 
-// sum is that of all snapshots.
-func (p *copyProgress) sum() (x partProgress) {
-	for _, m := range p.Parts {
-		x.Done += m.Done
-		x.Moved += m.Moved
-		x.Received += m.Received
-		x.Reused += m.Reused
-		x.ToMove += m.ToMove
-	}
-	return x
-}
-
 // moved is the bytes that crossed for each snapshot.
 func (p *copyProgress) moved() (all []int64) {
 	for _, m := range p.Parts {

@@ -2,10 +2,10 @@ package control
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/limit"
 	"github.com/snapferry/snapferry/internal/meta"
 )
@@ -97,41 +97,45 @@ func (r *Region) copyProgress(tx *meta.Tx, c *meta.Copy) (*snapferry.Progress, e
 	if x := r.pullingOf(c.ID); x != nil {
 		return x.show(), nil
 	}
-	jobs, err := tx.JobsOf(string(c.Snapshot))
-	for i := range jobs {
-		if jobs[i].Kind != jobCopy {
-			continue
-		}
-		seen := readProgress(jobs[i])
-		sum, total := seen.sum(), int64(0)
-		sum.Done = 0
-		for k, m := range c.Members {
-			s, err := tx.Snapshot(m.Snapshot)
-			if err != nil {
-				return nil, err
-			}
-			done, err := settledOf(tx, s, seen.part(k))
-			if err != nil {
-				return nil, err
-			}
-			sum.Done += done
-			total += s.Counts.Present
-		}
-		return jobProgress(jobs[i], seen.Last, sum, c, total), nil
-	}
-	return nil, err
+	return r.remembered(tx, c, c.Members...)
 }
 
-// jobProgress is what a job of a copy remembers.
-func jobProgress(j job.Job, since time.Time, seen partProgress, c *meta.Copy, total int64) *snapferry.Progress {
-	p := &snapferry.Progress{Total: total, Done: seen.Done, Started: c.Started, Reused: seen.Reused, Moved: seen.Moved, ToMove: seen.ToMove}
-	if since.IsZero() {
-		since = c.Started
+// remembered is the progress of some of the snapshots of a copy as its job, which runs
+// elsewhere or waits, remembers it.
+func (r *Region) remembered(tx *meta.Tx, c *meta.Copy, some ...meta.CopyMember) (*snapferry.Progress, error) {
+	jobs, err := tx.JobsOf(string(c.Snapshot))
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(jobs, func(j meta.Job) bool { return j.Kind == jobCopy })
+	if i < 0 {
+		return nil, nil
+	}
+	j, seen := jobs[i], readProgress(jobs[i])
+	p := &snapferry.Progress{Started: c.Started}
+	for k, m := range c.Members {
+		if !slices.Contains(some, m) {
+			continue
+		}
+		s, err := tx.Snapshot(m.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		x := seen.part(k)
+		done, err := settledOf(tx, s, x)
+		if err != nil {
+			return nil, err
+		}
+		p.Total, p.Done = p.Total+s.Counts.Present, p.Done+done
+		p.Reused, p.Moved, p.ToMove = p.Reused+x.Reused, p.Moved+x.Moved, p.ToMove+x.ToMove
 	}
 	if j.State == snapferry.JobQueued && j.Error != "" {
-		p.Stalled = &snapferry.Stall{Since: since, Cause: j.Error, Again: j.RunAfter}
+		p.Stalled = &snapferry.Stall{Since: seen.Last, Cause: j.Error, Again: j.RunAfter}
+		if seen.Last.IsZero() {
+			p.Stalled.Since = c.Started
+		}
 	}
-	return p
+	return p, nil
 }
 
 // SetCopyRate changes how many bytes per second may cross for a copy, 0 for no

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/snapferry/snapferry"
@@ -62,7 +63,11 @@ func (r *Region) shownIn(tx *meta.Tx, s meta.Snapshot, t *turns) (snapferry.Snap
 			return out, err
 		}
 		x, err := r.shownCopy(tx, c, t)
-		out.Progress, out.Queue = x.Progress, x.Queue
+		if out.Progress, out.Queue = x.Progress, x.Queue; err != nil || len(c.Members) == 1 || x.Progress == nil {
+			return out, err
+		}
+		i := slices.IndexFunc(c.Members, func(m meta.CopyMember) bool { return m.Snapshot == s.ID })
+		out.Progress, err = r.remembered(tx, &c, c.Members[max(i, 0)])
 		return out, err
 	}
 	return out, nil

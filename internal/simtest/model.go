@@ -127,8 +127,23 @@ func (w *World) observeSnapshots(at *site, account int) {
 		}
 		delete(shown, k)
 	}
+	for _, s := range w.snaps {
+		if s.site == at && s.account == account && s.source != nil && s.state == snapferry.SnapshotReady {
+			w.whole(s)
+		}
+	}
 	for k := range shown {
 		w.fail("%s: account %s has a snapshot %s that nobody asked for", at.Name, accountNames[account], k)
+	}
+}
+
+// whole checks that with one snapshot of a copy of a set all others are ready.
+func (w *World) whole(s *snapshot) {
+	w.tb.Helper()
+	for _, m := range s.set {
+		if !m.dropped && !m.gone && m.state != snapferry.SnapshotReady {
+			w.fail("%v is ready, and %v is %s", s, m, m.state)
+		}
 	}
 }
 

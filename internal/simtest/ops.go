@@ -24,6 +24,7 @@ type operation struct {
 var operations = []operation{
 	{13, (*World).importDisk},
 	{22, (*World).copySnapshot},
+	{8, (*World).copySet},
 	{7, (*World).deleteSome},
 	{5, (*World).cancel},
 	{2, (*World).deleteMany},
@@ -179,10 +180,61 @@ func (w *World) copySnapshot() {
 	w.judge("copy", err)
 }
 
+// copySet copies the snapshots of several volumes that were taken at one moment.
+func (w *World) copySet() {
+	w.tb.Helper()
+	to, same := w.site(), w.rnd.IntN(8) == 0
+	first := w.drawSnapshot(func(s *snapshot) bool {
+		return (s.site == to) == same && s.source == nil && len(s.set) > 1 && !slices.ContainsFunc(s.set, func(m *snapshot) bool { return !m.ready() })
+	})
+	full, token := w.rnd.IntN(8) == 0, w.rnd.IntN(3) == 0
+	if first == nil {
+		w.snapshotVolumes()
+		return
+	}
+	shown, err := first.site.Control.Snapshot(w.ctx, first.at(), first.id)
+	if err != nil || shown.SetSize != len(first.set) {
+		w.judge("look at "+first.String(), err)
+		if err == nil {
+			w.fail("%v: set %q of %d, want %d", first, shown.Set, shown.SetSize, len(first.set))
+		}
+		return
+	}
+	var whole []*snapshot
+	name := w.name("set")
+	for _, m := range first.set {
+		whole = append(whole, w.expect(&snapshot{site: to, account: m.account, name: name, volume: m.volume, disk: m.disk, source: m}))
+	}
+	q := control.CopyRequest{From: first.site.Name, Set: shown.Set, Labels: control.Labels{Name: name}, Full: full}
+	if token {
+		q.Token = name
+	}
+	w.log("copy set %s, that of %v, as %s, full %v", shown.Set, first, name, full)
+	x, err := to.Control.CopySet(w.ctx, whole[0].at(), q)
+	if token {
+		y, err2 := to.Control.CopySet(w.ctx, whole[0].at(), q)
+		if err == nil && err2 == nil && x.ID != y.ID {
+			w.fail("copy of set %s: asked for again it is %s, it was %s", shown.Set, y.ID, x.ID)
+		}
+		if err2 == nil {
+			err = nil
+		}
+	}
+	for _, s := range whole {
+		s.set, s.acked = whole, err == nil
+	}
+	w.judge("copy set", err)
+}
+
 // remove asks for the deletion of a snapshot.
 func (w *World) remove(s *snapshot) {
 	w.tb.Helper()
 	w.log("delete %v, %s", s, s.state)
+	if s.source != nil && s.making() {
+		for _, m := range s.set {
+			m.dropped = true // with it, unless all are ready by now
+		}
+	}
 	err := s.site.Control.Delete(w.ctx, s.at(), s.id)
 	switch {
 	case err == nil:
