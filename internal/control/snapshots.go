@@ -317,7 +317,7 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 		if err != nil {
 			return err
 		}
-		return r.discardCopy(tx, c, force)
+		return r.discardCopy(tx, c, force, "the snapshot was deleted while it was being copied")
 	})
 }
 
@@ -335,12 +335,12 @@ func (r *Region) CancelCopy(ctx context.Context, account snapferry.AccountID, id
 		case c.State.Terminal():
 			return snapferry.Errorf(snapferry.Conflict, "copy %s is %s", id, c.State)
 		}
-		return r.discardCopy(tx, c, force)
+		return r.discardCopy(tx, c, force, "the copy was cancelled")
 	})
 }
 
 // discardCopy ends a copy, and the making of its snapshots.
-func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool) error {
+func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool, why string) error {
 	p := discardPayload{Snapshot: c.Snapshot, Copy: c.ID} // the first: what the job of the copy is about
 	for _, m := range c.Members {
 		s, err := tx.Snapshot(m.Snapshot)
@@ -355,8 +355,7 @@ func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool) error {
 		}
 		p.Copy = "" // one job ends the copy
 	}
-	reason := snapferry.Errorf(snapferry.Cancelled, "the snapshot was deleted while it was being copied")
-	return r.endCopy(tx, c.ID, snapferry.EndedCancelled, reason)
+	return r.endCopy(tx, c.ID, snapferry.EndedCancelled, snapferry.Errorf(snapferry.Cancelled, "%s", why))
 }
 
 // discardOne ends the making of one snapshot.
