@@ -9,8 +9,12 @@ const (
 	ctlSyncDir  = "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n"
 	ctlPinLooks = "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n"
 	ctlCopyJob  = control + "/copyjob.go"
+	ctlCopyPull = control + "/copypull.go"
 	ctlQueue    = control + "/copyqueue.go"
 	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn r.endCopy"
+	// The versions of a set as one, and one by one.
+	sealsAll    = "\tfirst.v.reviseAll(ctx, fence, rs, true)\n"
+	sealsEach   = "\tfor _, r := range rs {\n\t\tfirst.v.reviseAll(ctx, fence, []*revision{r}, true)\n\t}\n"
 	ctlAroundOf = "\t\treturn freeAround(tx, s.Version)\n"
 )
 
@@ -78,7 +82,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "copies of one lineage run beside each other", pkg: control, test: "TestQueueOfOneLineage",
-		edits: []edit{{ctlQueue, "if first, busy := t.lineages[c.VolumeID]; busy {", "if first, busy := t.lineages[c.VolumeID]; busy && first == \"\" {"}},
+		edits: []edit{{ctlQueue, "if first, busy := t.lineages[m.VolumeID]; busy {", "if first, busy := t.lineages[m.VolumeID]; busy && first == \"\" {"}},
 	},
 	{
 		name: "the quota of an account does not count", pkg: control, test: "TestQuotas|TestDeadlineComesFirst",
@@ -101,12 +105,32 @@ var controlList = []mutation{
 		edits: []edit{{ctlSnaps, "case force && len(pins) > 0:", "case force && len(pins) > 1<<20:"}},
 	},
 	{
+		name: "the versions of a set are sealed one by one", pkg: control, test: "TestCopySetCutShort",
+		edits: []edit{{vault + "/seal.go", sealsAll, sealsEach}},
+	},
+	{
+		name: "a set of which a snapshot was deleted is copied", pkg: control, test: "TestCopySet",
+		edits: []edit{{control + "/host.go", "case len(ids) < size:", "case len(ids) < 1:"}},
+	},
+	{
+		name: "a copy of a set waits for one lineage only", pkg: control, test: "TestCopySetTurn",
+		edits: []edit{{ctlQueue, "\tfor _, m := range c.Members {\n\t\tif first, busy", "\tfor _, m := range c.Members[:1] {\n\t\tif first, busy"}},
+	},
+	{
+		name: "deleting a snapshot of a set leaves the others", pkg: control, test: "TestCopySetEnds",
+		edits: []edit{{ctlSnaps, "\tfor _, m := range c.Members {\n\t\ts, err := tx.Snapshot", "\tfor _, m := range c.Members[:1] {\n\t\ts, err := tx.Snapshot"}},
+	},
+	{
+		name: "of a set one snapshot is metered", pkg: control, test: "TestCopySet",
+		edits: []edit{{control + "/metering.go", "\tfor i, m := range c.Members {\n", "\tfor i, m := range c.Members[:1] {\n"}},
+	},
+	{
 		name: "a copy does not renew its pin", pkg: control, test: "TestForcedDeleteUnseen",
-		edits: []edit{{control + "/pins.go", "\t\t\tif err := r.renew(ctx, c); err != nil {", "\t\t\tif err := ctx.Err(); err != nil {"}},
+		edits: []edit{{control + "/pins.go", "\t\t\tif err := r.renew(ctx, from, c); err != nil {", "\t\t\tif err := ctx.Err(); err != nil {"}},
 	},
 	{
 		name: "a copy does not look at its pin before its commit", pkg: control, test: "TestForcedDeleteUnseen",
-		edits: []edit{{ctlCopyJob, "\tstop()\n\tif err := r.renew(ctx, c); err != nil {\n\t\treturn err\n\t}\n", "\tstop()\n"}},
+		edits: []edit{{ctlCopyJob, "\tstop()\n\tif err := r.renew(ctx, from, c); err != nil {\n\t\treturn err\n\t}\n", "\tstop()\n"}},
 	},
 	{
 		name: "a copy does not look why its pin is gone", pkg: control, test: "TestBreakPin",
@@ -126,7 +150,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "a copy that is cancelled is not metered", pkg: control, test: "TestMetering",
-		edits: []edit{{control + "/metering.go", "moved = max(moved, readProgress(jobs[i]).Moved)", "moved = 0"}},
+		edits: []edit{{control + "/metering.go", "moved = seen.moved()", "_ = seen"}},
 	},
 	{
 		name: "a lower rate does not reach a copy under way", pkg: control, test: "TestLimitsHold",
@@ -142,7 +166,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "a full bucket uses up no patience", pkg: control, test: "TestCopyIntoFull",
-		edits: []edit{{ctlCopyJob, "func (p *puller) advanced() bool { return p.done() > p.seen.Done }", "func (p *puller) advanced() bool { return true }"}},
+		edits: []edit{{ctlCopyPull, "return m.done() > m.seen.Done })", "return m != nil })"}},
 	},
 	{
 		name: "a copy that has ended keeps its pin", pkg: control, test: "TestCopyAndIncrement|TestCancelByDelete",
@@ -186,7 +210,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "what volumes read of a copy before a restart crosses again", pkg: control, test: "TestVolumeOfRunningCopy",
-		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(s.Version)()\n", ""}},
+		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(m.row.Version)()\n", ""}},
 	},
 	{
 		name: "the folder of all volumes is not durable", pkg: control, test: "TestFirstVolumeSurvives",

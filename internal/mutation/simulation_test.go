@@ -23,12 +23,16 @@ var simulationList = []mutation{
 		edits: []edit{{ctlHost, ctlPinLooks, "\t\tvar err error\n"}},
 	},
 	{
+		name: "in a world: the versions of a set are sealed one by one", pkg: simulated, test: simTest, args: worlds,
+		edits: []edit{{vault + "/seal.go", sealsAll, sealsEach}},
+	},
+	{
 		name: "in a world: the pin is released before the commit", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{ctlCopyJob, "\tif err = transfer.Run(pinned, cfg); err != nil {\n", "\t_ = from.Release(ctx, handleOf(c), \"\")\n\tif err = transfer.Run(pinned, cfg); err != nil {\n"}},
+		edits: []edit{{ctlCopyJob, "\terr := transfer.Run(ctx, cfg)\n", "\t_ = from.Release(ctx, handleOf(m.member), \"\")\n\terr := transfer.Run(ctx, cfg)\n"}},
 	},
 	{
 		name: "in a world: a pin whose answer was lost stays", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{ctlCopyJob, "\tif c.Pin == \"\" {\n", "\tif c.Pin == \"\" {\n\t\treturn nil\n\t}\n\tif c.Pin == \"\" {\n"}},
+		edits: []edit{{ctlCopyJob, "\tif m.Pin == \"\" {\n", "\tif m.Pin == \"\" {\n\t\treturn nil\n\t}\n\tif m.Pin == \"\" {\n"}},
 	},
 	{
 		name: "in a world: a release that the source did not hear is not repeated", pkg: simulated, test: simTest, args: worlds,
@@ -42,7 +46,7 @@ var simulationList = []mutation{
 		name: "in a world: a copy keeps what its source has no more, and its commit does not compare", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{
 			{"internal/transfer/ahead.go", "return base != nil && base.Presence.Has(i)", "return false"},
-			{ctlCopyJob, "\t\tWant: d.Digest, Also: holds,\n", "\t\tAlso: holds,\n"},
+			{ctlCopyJob, "\t\t\tWant: m.d.Digest, Also: holds,\n", "\t\t\tAlso: holds,\n"},
 		},
 	},
 	{
@@ -64,12 +68,12 @@ var simulationList = []mutation{
 	{
 		name: "in a world: progress reaches its end before the commit", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{
-			{ctlCopyJob, "return min(done, max(total-snapferry.BlockSize, 0)) }", "return min(done, total) }"},
+			{ctlCopyPull, "return min(done, max(total-snapferry.BlockSize, 0)) }", "return min(done, total) }"},
 		},
 	},
 	{
 		name: "in a world: what was received is metered twice", pkg: simulated, test: simTest, args: worlds,
-		edits: []edit{{control + "/metering.go", "Bytes: moved, At", "Bytes: 2 * moved, At"}},
+		edits: []edit{{control + "/metering.go", "u.Bytes = moved[i]", "u.Bytes = 2 * moved[i]"}},
 	},
 	{
 		name: "in a world: the folder of volumes is not durable", pkg: simulated, test: simTest, args: worlds,

@@ -252,6 +252,7 @@ func (w *World) overtake(s *site) {
 	s.reboots++
 	time.Sleep(time.Second)
 	s.dying = time.Now().Add(d + time.Second)
+	s.Power.Restore() // a fault that is still to come could end the start
 	s.Overtake(d)
 	s.anew()
 	w.started(s)
