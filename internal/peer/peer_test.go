@@ -3,6 +3,7 @@ package peer_test
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -202,4 +203,44 @@ func TestErrors(t *testing.T) {
 	c := peer.NewClient("east", "127.0.0.1:1", &tls.Config{})
 	_, err := c.As("a").Hello(t.Context())
 	wantKind(t, "nobody there", err, snapferry.Unavailable)
+}
+
+// TestOtherProtocol talks to a region that is too old, or too new: each side says so.
+func TestOtherProtocol(t *testing.T) {
+	ca := authority(t)
+	ours := peer.Handler(failing{snapferry.Errorf(snapferry.NotFound, "nothing here")}, slog.New(slog.DiscardHandler))
+	addr, config := serve(t, ca, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/peer/v1/hello" {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"region":"east","version":"0.0","protocol":2}`)
+			return
+		}
+		r.Header.Set("Snapferry-Protocol", "0")
+		ours.ServeHTTP(w, r)
+	}))
+	c := peer.NewClient("east", addr, config(ca, "west", "east"))
+	t.Cleanup(c.Close)
+	_, err := c.As("a").Hello(t.Context())
+	wantKind(t, "a region with a newer protocol", err, snapferry.Unsupported)
+	_, err = c.As("a").Describe(t.Context(), snapferry.NewSnapshotID())
+	wantKind(t, "asked with an older protocol", err, snapferry.Unsupported)
+	_, err = c.As("a").Members(t.Context(), snapferry.NewSetID())
+	wantKind(t, "asked with an older protocol", err, snapferry.Unsupported)
+}
+
+// TestMembersChecked: what a region says of a set must be ids.
+func TestMembersChecked(t *testing.T) {
+	ca := authority(t)
+	answer := ""
+	addr, config := serve(t, ca, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, answer)
+	}))
+	c := peer.NewClient("east", addr, config(ca, "west", "east"))
+	t.Cleanup(c.Close)
+	for _, answer = range []string{`{"snapshots":["snap-1"]}`, `{"snapshots":["../../etc"]}`, `{"snapshots":7}`, `{"snapshots":["snap-0123456789abcdef0"]`} {
+		if ids, err := c.As("a").Members(t.Context(), snapferry.NewSetID()); err == nil {
+			t.Errorf("%s: got %v, want an error", answer, ids)
+		}
+	}
 }
