@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -190,10 +191,10 @@ func BenchmarkCopyLoopback(b *testing.B) {
 	var parts time.Duration
 	b.Run("parts", func(b *testing.B) {
 		var read, write, carry time.Duration
-		for b.Loop() {
+		for n := 0; b.Loop(); n++ {
 			var frames [][]transfer.Frame
 			frames, read = readAlone(b, p.east, all[0])
-			write = p.writeAlone(b, all[0], frames)
+			write = p.writeAlone(b, fmt.Sprint("parts", n), all[0], frames)
 			carry = tlsAlone(b, size)
 		}
 		parts = read + write + carry
@@ -295,9 +296,9 @@ func readAlone(b *testing.B, east *simtest.Region, s snapferry.Snapshot) ([][]tr
 }
 
 // writeAlone fills a version with frames, and seals it.
-func (p *two) writeAlone(b *testing.B, s snapferry.Snapshot, frames [][]transfer.Frame) time.Duration {
+func (p *two) writeAlone(b *testing.B, volume string, s snapferry.Snapshot, frames [][]transfer.Frame) time.Duration {
 	b.Helper()
-	id, err := p.west.Attach(p.west.Volume(p.inWest, "parts"), snapferry.VersionID{}, s.Size)
+	id, err := p.west.Attach(p.west.Volume(p.inWest, volume), snapferry.VersionID{}, s.Size)
 	if err != nil {
 		b.Fatal(err)
 	}
