@@ -74,6 +74,19 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	if s, ok, err := r.repeated(ctx, account, req); err != nil || ok {
 		return s, err
 	}
+	s, err := r.beginCopy(ctx, account, req)
+	if err != nil && req.Token != "" {
+		// The same request, at the same time, may have been faster: this one has
+		// failed for that, or for what became of the source since.
+		if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
+			return s, rerr
+		}
+	}
+	return s, err
+}
+
+// beginCopy is Copy of a request that was not made before.
+func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
 	from, err := r.remote(ctx, req.From, account)
 	if err != nil {
 		return snapferry.Snapshot{}, err
@@ -110,17 +123,11 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 		s, err = r.admit(ctx, account, req, d, c, h.Pin)
 	}
 	if err == nil {
-		return r.Snapshot(ctx, account, s.ID)
+		return r.justMade(ctx, account, s)
 	}
 	// A pin may be there, whatever the answer was: a job looks and releases it.
 	if err2 := r.abandon(ctx, c.ID, err); err2 != nil {
 		r.log.ErrorContext(ctx, "a reserved copy stays until the next start", "copy", c.ID, "err", err2)
-	}
-	if snapferry.IsKind(err, snapferry.Exists) && req.Token != "" {
-		// The same request, at the same time, was faster.
-		if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
-			return s, rerr
-		}
 	}
 	return snapferry.Snapshot{}, err
 }
