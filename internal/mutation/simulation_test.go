@@ -84,7 +84,7 @@ var simulationList = []mutation{
 	},
 	{
 		name: "in a history: a deletion is answered before it is made", pkg: simulated, test: linTest, args: orders,
-		edits: []edit{{ctlSnaps, "\tpinned, err := r.release(ctx, s)\n", "\tvar pinned bool\n\tvar err error\n\tgo func() { _, _ = r.release(context.WithoutCancel(ctx), s) }()\n"}},
+		edits: []edit{{ctlSnaps, "\tpinned, err := r.release(ctx, s)\n", "\tvar pinned bool\n\tgo func() { _, _ = r.release(context.WithoutCancel(ctx), s) }()\n"}},
 	},
 	{
 		name: "in a history: two copies come of one token", pkg: simulated, test: linTest, args: orders,
@@ -116,7 +116,7 @@ var simulationList = []mutation{
 	{
 		name: "in a history: a cancelled copy becomes ready", pkg: simulated, test: linTest, args: orders,
 		edits: []edit{
-			{ctlCopyJob, "if err == nil && now.State.Terminal() {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy", "if false {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy"},
+			{ctlCopyJob, "if err == nil && now.State.Terminal() {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy", "if err == nil && now.State == \"\" {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy"},
 			{ctlSnaps, "if err := cancelJobs(tx, string(s.ID)); err != nil {\n\t\t\treturn err\n\t\t}\n", ""},
 		},
 	},

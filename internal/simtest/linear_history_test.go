@@ -238,8 +238,58 @@ func (h *history) thingOf(name string) int {
 	return slices.IndexFunc(h.spec.plans, func(p plan) bool { return p.name == name })
 }
 
-// check holds the history against the specification. A zero time is for ever.
-func (h *history) check(limit time.Duration) (porcupine.CheckResult, porcupine.Model, porcupine.LinearizationInfo) {
+// A verdict is what came of a check.
+type verdict struct {
+	result porcupine.CheckResult
+	model  porcupine.Model
+	ops    []porcupine.Operation
+	info   porcupine.LinearizationInfo
+}
+
+// check holds the history against the specification. When that is not decided
+// within a time, it is for each family of things alone: lists are then held to
+// what they say of each, not of all at one moment.
+func (h *history) check(limit time.Duration) verdict {
+	h.complete()
+	v := verdict{porcupine.Unknown, h.spec.model(), h.ops, porcupine.LinearizationInfo{}}
+	if v.result, v.info = porcupine.CheckOperationsVerbose(v.model, v.ops, limit); v.result != porcupine.Unknown {
+		return v
+	}
+	decided := true
+	for _, f := range h.spec.families() {
+		v.ops = nil
+		for _, o := range h.ops {
+			c := o.Input.(call)
+			c.only = f
+			if slices.ContainsFunc(h.things(), func(i int) bool { return f&(1<<i) != 0 && c.about(i) }) {
+				o.Input = c
+				v.ops = append(v.ops, o)
+			}
+		}
+		v.result, v.info = porcupine.CheckOperationsVerbose(v.model, v.ops, limit)
+		if v.result == porcupine.Illegal {
+			return v
+		}
+		decided = decided && v.result == porcupine.Ok
+	}
+	if v.result = porcupine.Ok; !decided {
+		v.result = porcupine.Unknown
+	}
+	return v
+}
+
+// things are the numbers of all.
+func (h *history) things() []int {
+	all := make([]int, len(h.spec.plans))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// complete gives the operations what lists have shown, now that all names are
+// known, and the specification when deletions began.
+func (h *history) complete() {
 	for n, lines := range h.lists {
 		c, a := h.ops[n].Input.(call), h.ops[n].Output.(answer)
 		a.seen = map[int][]sight{}
@@ -274,9 +324,6 @@ func (h *history) check(limit time.Duration) (porcupine.CheckResult, porcupine.M
 	for _, at := range h.spec.looks {
 		slices.Sort(at)
 	}
-	m := h.spec.model()
-	r, info := porcupine.CheckOperationsVerbose(m, h.ops, limit)
-	return r, m, info
 }
 
 // count adds the operations of the history to a tally.
@@ -297,30 +344,30 @@ func (h *history) count(tally map[string]int) {
 
 // stuck says which operations the longest order that was found leaves out, and what
 // the state is there.
-func (h *history) stuck(m porcupine.Model, info porcupine.LinearizationInfo) string {
+func (v verdict) stuck() string {
 	var longest []int
-	for _, order := range info.PartialLinearizations()[0] {
+	for _, order := range v.info.PartialLinearizations()[0] {
 		if len(order) > len(longest) {
 			longest = order
 		}
 	}
-	f := m.Init()
+	f := v.model.Init()
 	in := map[int]bool{}
 	for _, i := range longest {
 		in[i] = true
-		_, f = m.Step(f, h.ops[i].Input, h.ops[i].Output)
+		_, f = v.model.Step(f, v.ops[i].Input, v.ops[i].Output)
 	}
-	text := fmt.Sprintf("after %d operations: %s\nthen none of:", len(longest), m.DescribeState(f))
+	text := fmt.Sprintf("after %d operations: %s\nthen none of:", len(longest), v.model.DescribeState(f))
 	var left []int
 	first := int64(math.MaxInt64)
-	for i, o := range h.ops {
+	for i, o := range v.ops {
 		if !in[i] {
 			left, first = append(left, i), min(first, o.Return)
 		}
 	}
 	for _, i := range left {
-		if o := h.ops[i]; o.Call <= first {
-			text += fmt.Sprintf("\n  client %d, %d to %d us: %s", o.ClientId, o.Call/1000, o.Return/1000, m.DescribeOperation(o.Input, o.Output))
+		if o := v.ops[i]; o.Call <= first {
+			text += fmt.Sprintf("\n  client %d, %d to %d us: %s", o.ClientId, o.Call/1000, o.Return/1000, v.model.DescribeOperation(o.Input, o.Output))
 		}
 	}
 	return text

@@ -117,7 +117,8 @@ type call struct {
 	thing int // which it is about; of a copy, the new one
 	vol   int
 	force bool
-	began int64 // ns since the history began
+	only  uint64 // of a list: the things that it is about; 0: all
+	began int64  // ns since the history began
 }
 
 // An answer is what an operation returned.
@@ -138,6 +139,38 @@ type sight struct {
 	state snapferry.SnapshotState
 	copy  snapferry.CopyState
 	wrong bool
+}
+
+// about reports whether a call is about a thing, or a list about it too.
+func (c call) about(i int) bool {
+	switch c.verb {
+	case opList, opListCopies, opListVolumes:
+		return c.only == 0 || c.only&(1<<i) != 0
+	}
+	return c.thing == i
+}
+
+// families are the things that have nothing to do with one another: a thing, its
+// copies, and what shares a token with them.
+func (m *spec) families() []uint64 {
+	var all []uint64
+	for i, p := range m.plans {
+		one := uint64(1) << i
+		rest := all[:0:0]
+		for _, f := range all {
+			joined := p.source >= 0 && f&(1<<p.source) != 0
+			for j, q := range m.plans[:i] {
+				joined = joined || f&(1<<j) != 0 && p.token >= 0 && q.token == p.token
+			}
+			if joined {
+				one |= f
+			} else {
+				rest = append(rest, f)
+			}
+		}
+		all = append(rest, one)
+	}
+	return all
 }
 
 type answerKind uint8
@@ -406,7 +439,7 @@ func (m *spec) list(f *facts, c call, a answer) bool {
 		return a.kind == lost
 	}
 	for i, p := range m.plans {
-		if p.at != c.at {
+		if p.at != c.at || !c.about(i) {
 			continue
 		}
 		switch in := a.seen[i]; len(in) {
@@ -464,7 +497,7 @@ func (m *spec) listCopies(f *facts, c call, a answer) bool {
 		return a.kind == lost
 	}
 	for i, p := range m.plans {
-		if p.at != c.at || p.source < 0 {
+		if p.at != c.at || p.source < 0 || !c.about(i) {
 			continue
 		}
 		switch in := a.seen[i]; len(in) {
@@ -644,7 +677,7 @@ func (m *spec) listVolumes(f *facts, c call, a answer) bool {
 		return a.kind == lost
 	}
 	for i, of := range m.vols {
-		if m.plans[of].at != c.at {
+		if m.plans[of].at != c.at || !c.about(of) {
 			continue
 		}
 		v := &f.vols[i]
