@@ -15,7 +15,7 @@ RACETIMEOUT ?= 60m
 
 tool = go tool -modfile=tools/go.mod
 
-.PHONY: test check build bench fuzz mutations copysoak histories simulate stopped kills volumes fmt format-check vet lint dead tidy-check race clean
+.PHONY: test check build bench fuzz mutations copysoak histories simulate linearizable stopped kills volumes fmt format-check vet lint dead tidy-check race clean
 
 test:
 	go test -timeout $(TIMEOUT) ./...
@@ -86,6 +86,15 @@ SEEDS     ?= 10000
 FIRSTSEED ?= 1
 simulate:
 	go test ./internal/simtest -run TestSimulation -seeds $(SEEDS) -seed $(FIRSTSEED) -timeout 600m
+
+# Histories of several clients that do everything to the snapshots of two regions at
+# once, some under faults: there must be an order that explains every answer. Half an
+# hour or so. One that has none is shown on a page, and its clients do the same again,
+# though not at the same moments, with:  go test ./internal/simtest -run TestLinearizable
+# -history N -histories 1 -count 50
+ORDERS ?= 5000
+linearizable:
+	go test ./internal/simtest -run TestLinearizable -histories $(ORDERS) -history $(FIRSTSEED) -v -timeout 300m
 
 # A worker, a process of its own, is stopped (SIGSTOP) at every change it makes of
 # the bucket, taken over, and woken after a minute. Ten minutes or so.

@@ -110,7 +110,7 @@ func (r *Region) Copy(ctx context.Context, account snapferry.AccountID, req Copy
 	if req.Set != "" {
 		return snapferry.Snapshot{}, snapferry.Errorf(snapferry.Invalid, "a set is not a snapshot")
 	}
-	return r.beginCopy(ctx, account, req)
+	return r.copyOnce(ctx, account, req)
 }
 
 // CopySet is Copy for all snapshots of a set, which are copied as one: they become
@@ -120,21 +120,35 @@ func (r *Region) CopySet(ctx context.Context, account snapferry.AccountID, req C
 	if req.Source != "" || req.Set == "" {
 		return snapferry.Copy{}, snapferry.Errorf(snapferry.Invalid, "there is no set to copy")
 	}
-	s, err := r.beginCopy(ctx, account, req)
+	s, err := r.copyOnce(ctx, account, req)
 	if err != nil {
 		return snapferry.Copy{}, err
 	}
 	return r.CopyOf(ctx, account, s.Copy)
 }
 
-// beginCopy returns the first snapshot of a copy.
-func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
+// copyOnce begins a copy, unless the same request has begun it already, and returns its
+// first snapshot.
+func (r *Region) copyOnce(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
 	if err := req.checkCopy(); err != nil {
 		return snapferry.Snapshot{}, err
 	}
 	if s, ok, err := r.repeated(ctx, account, req); err != nil || ok {
 		return s, err
 	}
+	s, err := r.beginCopy(ctx, account, req)
+	if err != nil && req.Token != "" {
+		// The same request, at the same time, may have been faster: this one has
+		// failed for that, or for what became of the source since.
+		if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
+			return s, rerr
+		}
+	}
+	return s, err
+}
+
+// beginCopy is copyOnce of a request that was not made before.
+func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req CopyRequest) (snapferry.Snapshot, error) {
 	from, err := r.remote(ctx, req.From, account)
 	if err != nil {
 		return snapferry.Snapshot{}, err
@@ -175,22 +189,16 @@ func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req
 		}
 		c.Members[i].Pin = h.Pin
 	}
-	var first snapferry.SnapshotID
+	var first meta.Snapshot
 	if err == nil {
 		first, err = r.admit(ctx, account, req, ds, c)
 	}
 	if err == nil {
-		return r.Snapshot(ctx, account, first)
+		return r.justMade(ctx, account, first)
 	}
 	// A pin may be there, whatever the answer was: a job looks and releases it.
 	if err2 := r.abandon(ctx, c.ID, err); err2 != nil {
 		r.log.ErrorContext(ctx, "a reserved copy stays until the next start", "copy", c.ID, "err", err2)
-	}
-	if snapferry.IsKind(err, snapferry.Exists) && req.Token != "" {
-		// The same request, at the same time, was faster.
-		if s, ok, rerr := r.repeated(ctx, account, req); rerr != nil || ok {
-			return s, rerr
-		}
 	}
 	return snapferry.Snapshot{}, err
 }
@@ -267,7 +275,7 @@ func (r *Region) repeated(ctx context.Context, account snapferry.AccountID, req 
 // admit makes the snapshots, the copy and its job visible in one transaction, and
 // attaches each new version to the base that the plan chose. It returns the first
 // snapshot.
-func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description, c meta.Copy) (snapferry.SnapshotID, error) {
+func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description, c meta.Copy) (first meta.Snapshot, err error) {
 	c.Reserved = false
 	if req.Set != "" {
 		c.Set = snapferry.NewSetID()
@@ -276,21 +284,24 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 	for i := range c.Members {
 		c.Members[i].Snapshot = snapferry.NewSnapshotID()
 	}
-	first := c.Members[0].Snapshot
-	err := r.db.Update(ctx, func(tx *meta.Tx) error {
+	err = r.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := r.hasRoom(tx, account); err != nil {
 			return err // others came meanwhile
 		}
 		for i := range ds {
-			if err := r.admitMember(tx, account, req, &ds[i], &c, i); err != nil {
+			s, err := r.admitMember(tx, account, req, &ds[i], &c, i)
+			if err != nil {
 				return err
+			}
+			if i == 0 {
+				first = s
 			}
 		}
 		if err := tx.UpdateCopy(c); err != nil {
 			return err
 		}
 		if req.Token != "" {
-			q := meta.Request{Account: account, Token: req.Token, Operation: opCopy, Fingerprint: req.fingerprint(), Result: string(first), Created: time.Now()}
+			q := meta.Request{Account: account, Token: req.Token, Operation: opCopy, Fingerprint: req.fingerprint(), Result: string(first.ID), Created: time.Now()}
 			if err := tx.InsertRequest(q); err != nil {
 				return err
 			}
@@ -301,8 +312,8 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 }
 
 // admitMember makes one of the snapshots of a copy.
-func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyRequest, d *transfer.Description, c *meta.Copy, i int) error {
-	s := req.snapshot(account, d.Size)
+func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyRequest, d *transfer.Description, c *meta.Copy, i int) (s meta.Snapshot, err error) {
+	s = req.snapshot(account, d.Size)
 	s.ID, s.State, s.Copy, s.SourceVolume = c.Members[i].Snapshot, snapferry.SnapshotCopying, c.ID, d.Volume
 	s.Source, s.Counts.Present = &snapferry.CopySource{Region: req.From, Snapshot: d.Snapshot}, d.Present
 	if s.Set = c.Set; s.Set != "" {
@@ -310,30 +321,30 @@ func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyR
 	}
 	vol, err := r.copyVolume(tx, account, req.From, *d)
 	if err != nil {
-		return err
+		return s, err
 	}
 	row := meta.Version{ID: snapferry.NewVersionID(), Chain: vol.Chain, Volume: vol.ID, Size: d.Size}
 	if !req.Full {
 		base, ok, err := chooseBase(tx, vol, *d)
 		if err != nil {
-			return err
+			return s, err
 		}
 		if ok {
 			row.Parent, s.Parent = base.ID, visibleParent(tx, base.ID)
 		}
 	}
 	if row.Sequence, err = nextSequence(tx, vol.ID); err != nil {
-		return err
+		return s, err
 	}
 	if err := vault.Attach(tx, row); err != nil {
-		return err
+		return s, err
 	}
 	s.VolumeID, s.Version = vol.ID, row.ID
 	if err := tx.InsertSnapshot(s); err != nil {
-		return err
+		return s, err
 	}
 	c.Members[i].VolumeID = vol.ID
-	return audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(d.Snapshot))
+	return s, audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(d.Snapshot))
 }
 
 // copyVolume returns the lineage here that copies of a source's lineage belong

@@ -89,12 +89,32 @@ type parts struct {
 
 // Read implements head.Image.
 func (g *growing) Read(ctx context.Context, first uint64, dst []byte) error {
-	if im, err := g.sealed(ctx); im != nil || err != nil {
-		if err != nil {
-			return err
+	im, err := g.sealed(ctx)
+	if im == nil && err == nil {
+		if err = g.gather(ctx, first, dst); err == nil {
+			return nil
 		}
-		return im.Read(ctx, first, dst)
+		im = g.since(ctx)
 	}
+	if im == nil {
+		return err
+	}
+	return im.Read(ctx, first, dst)
+}
+
+// since returns the image of a version that was sealed while its parts were read,
+// which makes those unreadable: the pin of the source is released then. It is nil
+// when that is not why they are.
+func (g *growing) since(ctx context.Context) *vault.Image {
+	im, err := g.sealed(ctx)
+	if err != nil {
+		return nil
+	}
+	return im
+}
+
+// gather reads from the parts.
+func (g *growing) gather(ctx context.Context, first uint64, dst []byte) error {
 	p, err := g.parts(ctx)
 	if err != nil {
 		return err
@@ -140,12 +160,21 @@ func (g *growing) Read(ctx context.Context, first uint64, dst []byte) error {
 
 // Run implements head.Image. What is far is told a leaf at a time.
 func (g *growing) Run(ctx context.Context, off, n int64) (length int64, data bool, err error) {
-	if im, err := g.sealed(ctx); im != nil || err != nil {
-		if err != nil {
-			return 0, false, err
+	im, err := g.sealed(ctx)
+	if im == nil && err == nil {
+		if length, data, err = g.gatherRun(ctx, off, n); err == nil {
+			return length, data, nil
 		}
-		return im.Run(ctx, off, n)
+		im = g.since(ctx)
 	}
+	if im == nil {
+		return 0, false, err
+	}
+	return im.Run(ctx, off, n)
+}
+
+// gatherRun is Run of the parts.
+func (g *growing) gatherRun(ctx context.Context, off, n int64) (length int64, data bool, err error) {
 	if off >= g.size {
 		return n, false, nil
 	}

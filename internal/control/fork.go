@@ -37,7 +37,7 @@ func (r *Region) Fork(ctx context.Context, account snapferry.AccountID, req Fork
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	return r.Snapshot(ctx, account, s.ID)
+	return r.justMade(ctx, account, s)
 }
 
 func beginFork(tx *meta.Tx, account snapferry.AccountID, req ForkRequest) (s meta.Snapshot, err error) {

@@ -182,7 +182,7 @@ func (h Host) Pin(ctx context.Context, c transfer.Caller, p transfer.Pin) (trans
 		_, err = tx.InsertPin(row)
 		return err
 	})
-	return transfer.Handle{Pin: id, Snapshot: s.ID}, h.orRepair(ctx, s.Version, err)
+	return transfer.Handle{Pin: id, Snapshot: s.ID}, h.orRepair(ctx, s.Version, h.deleted(ctx, s.ID, err))
 }
 
 // pinned returns the pin of a handle, which must be the caller's.

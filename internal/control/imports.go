@@ -73,7 +73,7 @@ func (r *Region) Import(ctx context.Context, account snapferry.AccountID, req Im
 		req.Close()
 		return snapferry.Snapshot{}, err
 	}
-	return r.Snapshot(ctx, account, s.ID)
+	return r.justMade(ctx, account, s)
 }
 
 func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, req ImportRequest) (meta.Snapshot, error) {

@@ -161,6 +161,13 @@ func (r *Region) breakPin(ctx context.Context, account snapferry.AccountID, p me
 		}
 		return freeAround(tx, p.Version)
 	})
+	if snapferry.IsKind(err, snapferry.Conflict) {
+		// One that has ended just now, with the version, is no conflict.
+		verr := r.db.View(ctx, func(tx *meta.Tx) error { _, err := tx.Pin(p.ID); return err })
+		if snapferry.IsKind(verr, snapferry.NotFound) {
+			return verr
+		}
+	}
 	return r.orRepair(ctx, p.Version, err)
 }
 

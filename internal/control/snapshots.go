@@ -46,6 +46,16 @@ func (r *Region) Snapshot(ctx context.Context, account snapferry.AccountID, id s
 	return out, err
 }
 
+// justMade returns a snapshot whose making has begun, as it is now; as it was if
+// somebody has deleted it since, because it has begun all the same.
+func (r *Region) justMade(ctx context.Context, account snapferry.AccountID, s meta.Snapshot) (snapferry.Snapshot, error) {
+	now, err := r.Snapshot(ctx, account, s.ID)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return r.shown(s), nil
+	}
+	return now, err
+}
+
 // shownIn is a snapshot as users see it, with what other rows say of it; t may be
 // nil.
 func (r *Region) shownIn(tx *meta.Tx, s meta.Snapshot, t *turns) (snapferry.Snapshot, error) {

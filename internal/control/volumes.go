@@ -193,6 +193,14 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 		}
 	}
 	err = r.vault.Hold(ctx, volumeHold(h.Base, h.ID), func(tx *meta.Tx) error {
+		// It may have been deleted just now, while something else holds the version.
+		now, err := own(tx, account, q.Snapshot)
+		if err != nil {
+			return err
+		}
+		if err := checkReady(now); err != nil {
+			return err
+		}
 		row, err := tx.Version(h.Base)
 		if err != nil {
 			return err

@@ -74,6 +74,7 @@ net/http                     >=6 internal/blob/s3blob internal/kms internal/test
 database/sql                 internal/meta
 github.com/pressly/goose     internal/meta
 modernc.org/sqlite           internal/meta
+github.com/anishathalye      internal/simtest
 github.com/aws               internal/blob/s3blob internal/kms
 github.com/minio             internal/blob/s3blob
 github.com/Azure             internal/kms

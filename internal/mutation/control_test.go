@@ -220,4 +220,28 @@ var controlList = []mutation{
 		name: "a pin does not look at its snapshot again", pkg: control, test: "TestPinOfDeleted",
 		edits: []edit{{ctlHost, ctlPinLooks, "\t\tvar err error\n"}},
 	},
+	{
+		name: "a pin of what was deleted just now is a conflict", pkg: control, test: "TestDeletedJustNow",
+		edits: []edit{{ctlHost, "h.orRepair(ctx, s.Version, h.deleted(ctx, s.ID, err))", "h.orRepair(ctx, s.Version, err)"}},
+	},
+	{
+		name: "a forced deletion is refused when another was faster", pkg: control, test: "TestForcedDeleteTooLate",
+		edits: []edit{{control + "/pins.go", "if snapferry.IsKind(verr, snapferry.NotFound) {", "if false {"}},
+	},
+	{
+		name: "a volume is made of what was deleted just now", pkg: control, test: "TestVolumeOfDeleted",
+		edits: []edit{{control + "/volumes.go", "\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n\t\trow, err", "\t\t_ = now\n\t\trow, err"}},
+	},
+	{
+		name: "a repeated request fails though the first did not", pkg: control, test: "TestRepeatedMeanwhile",
+		edits: []edit{{control + "/copies.go", "if err != nil && req.Token != \"\" {", "if snapferry.IsKind(err, snapferry.Exists) && req.Token != \"\" {"}},
+	},
+	{
+		name: "a volume cannot be read while its copy comes to its end", pkg: control, test: "TestReadAtEndOfCopy",
+		edits: []edit{{control + "/early.go", "if err = g.gather(ctx, first, dst); err == nil {\n\t\t\treturn nil\n\t\t}\n\t\tim = g.since(ctx)\n", "return g.gather(ctx, first, dst)\n"}},
+	},
+	{
+		name: "what is deleted while it begins is not found", pkg: control, test: "TestDeletedWhileItBegins",
+		edits: []edit{{ctlSnaps, "\t\treturn r.shown(s), nil\n", "\t\treturn now, err\n"}},
+	},
 }

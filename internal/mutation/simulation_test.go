@@ -3,7 +3,14 @@ package mutation
 const (
 	simulated = "internal/simtest"
 	simTest   = "TestSimulation"
+	linTest   = "TestLinearizable"
+
+	showBegins = "// Snapshot returns a snapshot, with its progress while it is being made.\n"
+	showEnds   = "\t\t\tout, err = r.shownIn(tx, s, nil)\n\t\t}\n\t\treturn err\n\t})\n\treturn out, err\n"
 )
+
+// orders is how many histories each of these faults has to show itself in.
+var orders = []string{"-histories", "400", "-timeout", "10m"}
 
 // worlds is how many worlds each of these faults has to show itself in.
 var worlds = []string{"-seeds", "200", "-timeout", "30m"}
@@ -78,5 +85,43 @@ var simulationList = []mutation{
 	{
 		name: "in a world: the folder of volumes is not durable", pkg: simulated, test: simTest, args: worlds,
 		edits: []edit{{ctlLive, ctlSyncDir, ""}},
+	},
+	{
+		name: "in a history: a deletion is answered before it is made", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{{ctlSnaps, "\tpinned, err := r.release(ctx, s)\n", "\tvar pinned bool\n\tgo func() { _, _ = r.release(context.WithoutCancel(ctx), s) }()\n"}},
+	},
+	{
+		name: "in a history: two copies come of one token", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{{control + "/copies.go", "if err := tx.InsertRequest(q); err != nil {", "if err := tx.InsertRequest(q); err != nil && !snapferry.IsKind(err, snapferry.Exists) {"}},
+	},
+	{
+		name: "in a history: a show is answered from what an earlier one saw", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{
+			{ctlSnaps, "\t\"slices\"\n\t\"time\"\n", "\t\"slices\"\n\t\"sync\"\n\t\"time\"\n"},
+			{ctlSnaps, showBegins, "var shownBefore sync.Map\n\n" + showBegins},
+			{ctlSnaps, "\tvar s meta.Snapshot\n\tvar out snapferry.Snapshot\n", "\tif x, ok := shownBefore.LoadAndDelete(id); ok {\n\t\treturn x.(snapferry.Snapshot), nil\n\t}\n\tvar s meta.Snapshot\n\tvar out snapferry.Snapshot\n"},
+			{ctlSnaps, showEnds, showEnds[:len(showEnds)-len("\treturn out, err\n")] + "\tif err == nil {\n\t\tshownBefore.Store(id, out)\n\t}\n\treturn out, err\n"},
+		},
+	},
+	{
+		name: "in a history: a copy is shown ready before its commit", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{{
+			ctlSnaps, "\t\tout.Progress, out.Counts = x.show(), x.counts()\n",
+			"\t\tout.Progress, out.Counts = x.show(), x.counts()\n\t\tif x.pull != nil && out.Progress.Done+snapferry.BlockSize >= out.Progress.Total {\n\t\t\tout.State = snapferry.SnapshotReady\n\t\t}\n",
+		}},
+	},
+	{
+		name: "in a history: a deletion that waits for pins takes effect at once", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{
+			{ctlSnaps, "case len(pins) > 0:\n", "case len(pins) > 1<<20:\n"},
+			{ctlSnaps, "if pinned = len(pins) > 0; pinned {", "if pinned = len(pins) > 1<<20; pinned {"},
+		},
+	},
+	{
+		name: "in a history: a cancelled copy becomes ready", pkg: simulated, test: linTest, args: orders,
+		edits: []edit{
+			{ctlCopyJob, "if err == nil && now.State.Terminal() {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy", "if err == nil && now.State == \"\" {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy"},
+			{ctlSnaps, "\tif err := cancelJobs(tx, string(s.ID)); err != nil {\n\t\treturn err\n\t}\n", ""},
+		},
 	},
 }

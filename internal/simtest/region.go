@@ -55,6 +55,9 @@ type Options struct {
 	Poll      time.Duration // of jobs; 0 for 50 ms
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
+	// Committed, if not nil, is called after each commit of the metadata, before
+	// who made it goes on.
+	Committed func()
 }
 
 // A Region is a region under test. Its parts are new after a Restart.
@@ -153,7 +156,7 @@ func (r *Region) start() {
 	r.starts++
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
-	r.DB, err = meta.Open(ctx, meta.Config{Path: r.opts.DB, Hooks: r.Power.Hooks()})
+	r.DB, err = meta.Open(ctx, meta.Config{Path: r.opts.DB, Hooks: r.hooks()})
 	if err != nil {
 		r.tb.Fatal(err)
 	}
@@ -200,6 +203,19 @@ func (r *Region) start() {
 			r.tb.Errorf("close metadata of %s: %v", r.Name, err)
 		}
 	}
+}
+
+// hooks are those of the power, and Committed.
+func (r *Region) hooks() meta.Hooks {
+	h := r.Power.Hooks()
+	if after := h.AfterCommit; r.opts.Committed != nil {
+		h.AfterCommit = func() error {
+			err := after()
+			r.opts.Committed()
+			return err
+		}
+	}
+	return h
 }
 
 // openFiles makes the folders of live volumes and opens the caches.
