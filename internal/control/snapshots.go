@@ -285,8 +285,13 @@ func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) e
 	if err != nil {
 		return err
 	}
-	marked := s.State == snapferry.SnapshotDeleting
-	s.State, s.Deleted, s.Version = snapferry.SnapshotDeleting, time.Now(), snapferry.VersionID{}
+	marked, now := s.State == snapferry.SnapshotDeleting, time.Now()
+	if !s.Version.IsZero() {
+		if err := tx.MeterStored(s.Version, now); err != nil {
+			return err
+		}
+	}
+	s.State, s.Deleted, s.Version = snapferry.SnapshotDeleting, now, snapferry.VersionID{}
 	if err := tx.UpdateSnapshot(s); err != nil || marked {
 		return err
 	}

@@ -8,6 +8,7 @@ const (
 	ctlLive     = control + "/live.go"
 	ctlSyncDir  = "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n"
 	ctlPinLooks = "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n"
+	storage     = "internal/meta/storage.go"
 	ctlCopyJob  = control + "/copyjob.go"
 	ctlQueue    = control + "/copyqueue.go"
 	ctlNobodys  = "if err := run.Check(tx); err != nil {\n\t\t\t\t\treturn err\n\t\t\t\t}\n\t\t\t\treturn r.endCopy"
@@ -195,5 +196,41 @@ var controlList = []mutation{
 	{
 		name: "a pin does not look at its snapshot again", pkg: control, test: "TestPinOfDeleted",
 		edits: []edit{{ctlHost, ctlPinLooks, "\t\tvar err error\n"}},
+	},
+	{
+		name: "what changes is not metered until then", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{storage, "\tif _, err := tx.meterStored(id, now); err != nil {\n\t\treturn err\n\t}\n\treturn tx.run(storageAdd", "\treturn tx.run(storageAdd"}},
+	},
+	{
+		name: "the last part of a day is not metered", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{ctlSnaps, "tx.MeterStored(s.Version, now); err != nil {", "error(nil); err != nil {"}},
+	},
+	{
+		name: "days that were missed become one", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{storage, "args := []any{limit, millis(nextDay(first))}", "args := []any{limit, millis(startOfDay(now))}"}},
+	},
+	{
+		name: "a start does not meter the days before", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{control + "/control.go", "if err := r.MeterDays(ctx, time.Now()); err != nil {", "if err := error(nil); err != nil {"}},
+	},
+	{
+		name: "what a deleted snapshot leaves is nobody's", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{visit, "tx.HandStored(f.self.ID, grave.Child,", "tx.HandStored(f.self.ID, snapferry.VersionID{},"}},
+	},
+	{
+		name: "what is freed is stored on", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{visit, "err = tx.AddStored(id, -f.bytes, time.Now())", "err = tx.AddStored(id, 0, time.Now())"}},
+	},
+	{
+		name: "what is not counted becomes counted by what it is given to", pkg: control, test: "TestStorageIsCounted",
+		edits: []edit{{storage, "\treturn tx.ForgetStored(to, now)\n", "\treturn nil\n"}},
+	},
+	{
+		name: "what is dead counts as stored", pkg: control, test: "TestStorageIsCounted",
+		edits: []edit{{vault + "/stored.go", "\t\tif fresh {\n", "\t\tif fresh || true {\n"}},
+	},
+	{
+		name: "what an earlier run wrote is not stored", pkg: vault, test: "TestResume",
+		edits: []edit{{seal, "\t\t\tstored += int64(n)\n\t\t}\n\t}\n\treturn dead, stored, nil", "\t\t}\n\t}\n\treturn dead, w.pack.allFrames(), nil"}},
 	},
 }
