@@ -65,6 +65,9 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			return again(err2)
 		}
 	}
+	if p != nil && p.early != nil && c.State != snapferry.CopyDone {
+		p.early.shut() // until its version is gone: what comes now would be in no usage record
+	}
 	if c.State == snapferry.CopyFailed {
 		if err == nil {
 			err = failureOf(c)
@@ -265,6 +268,7 @@ func (r *Region) commitCopy(ctx context.Context, p *puller, w *vault.Writer, s m
 		Want: d.Digest, Also: holds,
 		Hold: meta.Hold{Version: s.Version, Kind: vault.HoldSnapshot, Owner: string(s.ID), Created: time.Now()},
 		Commit: func(tx *meta.Tx, done vault.Sealed) error {
+			p.early.shut()
 			counts := p.counts()
 			counts.Repeated = max(counts.Repeated, p.received()-counts.Changed)
 			if err := r.settleReady(tx, s.ID, done, counts); err != nil {
@@ -282,6 +286,7 @@ func (r *Region) commitCopy(ctx context.Context, p *puller, w *vault.Writer, s m
 	if err == nil {
 		r.endEarly(s.Version)
 	}
+	p.early.reopen() // who waits finds the version sealed or, if that failed, open
 	return err
 }
 

@@ -370,6 +370,7 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 	if err := json.Unmarshal([]byte(run.Job.Payload), &p); err != nil {
 		return snapferry.Errorf(snapferry.Internal, "decode job: %w", err)
 	}
+	var early int64
 	if p.Version != "" {
 		if err := r.awaitEnd(ctx, p.Snapshot); err != nil {
 			return err
@@ -378,15 +379,18 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 		if err != nil {
 			return err
 		}
+		e := r.earlyOf(version)
+		e.shut()
 		if err := r.vault.Abort(ctx, version, freeAfter(version)); err != nil {
 			return again(err)
 		}
+		early = e.moved.Load() // that no run of the copy has counted
 		r.endEarly(version)
 	}
 	if p.Copy == "" {
 		return nil
 	}
-	if err := r.meterDiscarded(ctx, p); err != nil {
+	if err := r.meterDiscarded(ctx, p, early); err != nil {
 		return again(err)
 	}
 	return again(r.releaseOf(ctx, p.Copy))

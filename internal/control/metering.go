@@ -102,8 +102,9 @@ func (r *Region) UsageRecords(ctx context.Context, account snapferry.AccountID, 
 	return out, err
 }
 
-// meterDiscarded meters a copy that was cancelled, by what its job remembers.
-func (r *Region) meterDiscarded(ctx context.Context, p discardPayload) error {
+// meterDiscarded meters a copy that was cancelled, by what its job remembers, and
+// the bytes that came beside it.
+func (r *Region) meterDiscarded(ctx context.Context, p discardPayload, beside int64) error {
 	return r.db.Update(ctx, func(tx *meta.Tx) error {
 		jobs, err := tx.JobsOf(string(p.Snapshot))
 		if err != nil || p.Snapshot == "" {
@@ -115,6 +116,6 @@ func (r *Region) meterDiscarded(ctx context.Context, p discardPayload) error {
 				moved = max(moved, readProgress(jobs[i]).Moved)
 			}
 		}
-		return meterCopy(tx, p.Copy, moved)
+		return meterCopy(tx, p.Copy, moved+beside)
 	})
 }

@@ -233,4 +233,8 @@ var controlList = []mutation{
 		name: "what an earlier run wrote is not stored", pkg: vault, test: "TestResume",
 		edits: []edit{{seal, "\t\t\tstored += int64(n)\n\t\t}\n\t}\n\treturn dead, stored, nil", "\t\t}\n\t}\n\treturn dead, w.pack.allFrames(), nil"}},
 	},
+	{
+		name: "what a volume reads when its copy commits is not metered", pkg: control, test: "TestReadAtTheEnd",
+		edits: []edit{{ctlCopyJob, "\t\t\tp.early.shut()\n", ""}},
+	},
 }
