@@ -56,6 +56,10 @@ func (r *Region) shownIn(tx *meta.Tx, s meta.Snapshot, t *turns) (snapferry.Snap
 			out.PinnedBy = append(out.PinnedBy, snapferry.PinHolder{Region: p.Region, Copy: p.Copy})
 		}
 		return out, err
+	case s.State == snapferry.SnapshotCreating && out.Progress == nil:
+		var err error
+		out.Progress, err = waiting(tx, s)
+		return out, err
 	case s.State == snapferry.SnapshotCopying && s.Copy != "" && out.Progress == nil:
 		c, err := tx.Copy(s.Copy)
 		if err != nil {

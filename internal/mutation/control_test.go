@@ -237,4 +237,20 @@ var controlList = []mutation{
 		name: "what a volume reads when its copy commits is not metered", pkg: control, test: "TestReadAtTheEnd",
 		edits: []edit{{ctlCopyJob, "\t\t\tp.early.shut()\n", ""}},
 	},
+	{
+		name: "an upload that goes on shows that it begins", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "\t\tshown.Store(done)\n", "\t\t_ = done\n"}},
+	},
+	{
+		name: "an upload shows what is not durable", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "done: shown.Load, counts: counts})", "done: st.Done.Load, counts: counts})"}},
+	},
+	{
+		name: "an upload over another base shows that it begins", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "\t\t\treturn tx.SetUploadDone(s.ID, done)\n", "\t\t\t_ = done\n\t\t\treturn nil\n"}},
+	},
+	{
+		name: "an upload that waits shows nothing", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{ctlSnaps, "\t\tout.Progress, err = waiting(tx, s)\n", ""}},
+	},
 }
