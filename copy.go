@@ -10,7 +10,7 @@ import (
 // not a copy only the first four are known.
 type Progress struct {
 	Total   int64     `json:"total"`   // plain bytes to settle
-	Done    int64     `json:"done"`    // plain bytes settled, durably for a copy
+	Done    int64     `json:"done"`    // plain bytes settled: durably for a copy, and for a snapshot of a live volume
 	Started time.Time `json:"started"` // when the present run began
 	Rate    float64   `json:"rate"`    // plain bytes per second, recent
 

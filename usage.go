@@ -44,12 +44,19 @@ type Space struct {
 
 // UsageRecord is one metered fact.
 type UsageRecord struct {
-	ID      int64     `json:"id"`      // ascending
-	Kind    string    `json:"kind"`    // stored, by an import; received, by a copy into this region; or sent, to one
-	Subject string    `json:"subject"` // id of a snapshot
-	Bytes   int64     `json:"bytes"`
-	Count   int64     `json:"requests,omitempty"` // of sent: those that were answered
-	At      time.Time `json:"at"`
+	ID int64 `json:"id"` // ascending
+	// Kind is stored: put into the bucket for a snapshot; received: by a copy into
+	// this region; sent: to one; freed: by deletion, as stored; storage: what a
+	// snapshot stored from From until At; or retained: what others needed in that
+	// time of deleted snapshots, or what was not freed yet.
+	Kind    string `json:"kind"`
+	Subject string `json:"subject"`            // id of a snapshot; of freed: of a chain; of retained: of a volume
+	Bytes   int64  `json:"bytes"`              // of storage and retained: all the time
+	Count   int64  `json:"requests,omitempty"` // of sent: those that were answered
+	// From is set of storage and retained, which last. They do not go beyond the
+	// midnight, UTC, after it.
+	From    time.Time `json:"from,omitzero"`
+	At      time.Time `json:"at"`                // when it was, or when what lasts ended
 	Copy    CopyID    `json:"copy,omitempty"`    // that it is about
 	Outcome Ending    `json:"outcome,omitempty"` // of that copy
 }

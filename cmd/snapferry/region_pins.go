@@ -95,9 +95,9 @@ func (a *app) regionRecordsCommand() *cobra.Command {
 			return a.print(client.UsageList{Records: all}, func(p *printer) {
 				rows := make([][]string, 0, len(all))
 				for _, u := range all {
-					rows = append(rows, []string{timeText(u.At), u.Kind, u.Subject, bytesText(u.Bytes), string(u.Copy), string(u.Outcome)})
+					rows = append(rows, []string{timeText(u.From), timeText(u.At), u.Kind, u.Subject, bytesText(u.Bytes), string(u.Copy), string(u.Outcome)})
 				}
-				p.table([]string{"TIME", "KIND", "SNAPSHOT", "BYTES", "COPY", "OUTCOME"}, rows)
+				p.table([]string{"FROM", "TIME", "KIND", "OF", "BYTES", "COPY", "OUTCOME"}, rows)
 			})
 		},
 	}

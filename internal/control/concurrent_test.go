@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -223,8 +224,8 @@ func TestRepeatedMeanwhile(t *testing.T) {
 }
 
 // TestReadAtEndOfCopy reads a volume that lies on a copy under way; while it asks
-// the source for what the copy has not yet, the copy comes to its end, and lets go
-// of the source: the read does not fail.
+// the source for what the copy has not yet, the copy comes to its end, which ends
+// what is asked, and lets go of the source: the read does not fail.
 func TestReadAtEndOfCopy(t *testing.T) {
 	w, m := newMeeting(t)
 	d := simtest.NewDisk(16 << 20)
@@ -246,8 +247,11 @@ func TestReadAtEndOfCopy(t *testing.T) {
 		}
 		meet.Do(func() {
 			close(open)
-			w.settled(w.west, w.atWest, c.ID)
-			noPins(t, w.east, s.ID)
+			select {
+			case <-ctx.Done():
+			case <-time.After(patience):
+				t.Error("the copy does not end what is asked of its source")
+			}
 		})
 	}
 	m.blocks.Store(&fn)
@@ -271,4 +275,6 @@ func TestReadAtEndOfCopy(t *testing.T) {
 	if string(got) != string(want) {
 		t.Error("the volume has other bytes than the source")
 	}
+	w.settled(w.west, w.atWest, c.ID)
+	noPins(t, w.east, s.ID)
 }

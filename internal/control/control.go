@@ -133,6 +133,10 @@ func (r *Region) Started() <-chan struct{} { return r.begun }
 // Nobody may use them any more by then. It is called once.
 func (r *Region) Run(ctx context.Context) error {
 	defer r.closeVolumes()
+	// What was stored while no process ran was stored all the same.
+	if err := r.MeterDays(ctx, time.Now()); err != nil {
+		return err
+	}
 	if err := r.abandonReserved(ctx, r.started); err != nil {
 		return err
 	}

@@ -50,6 +50,9 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			return again(err2)
 		}
 	}
+	if p != nil && c.State != snapferry.CopyDone {
+		p.shut()
+	}
 	if c.State == snapferry.CopyFailed {
 		if err == nil {
 			err = failureOf(c)
@@ -293,6 +296,7 @@ func (r *Region) commitCopy(ctx context.Context, p *puller) error {
 			Want: m.d.Digest, Also: holds,
 			Hold: meta.Hold{Version: m.row.Version, Kind: vault.HoldSnapshot, Owner: string(m.row.ID), Created: time.Now()},
 			Commit: func(tx *meta.Tx, done vault.Sealed) error {
+				m.early.shut()
 				counts := m.counts()
 				counts.Repeated = max(counts.Repeated, m.received()-counts.Changed)
 				if err := r.settleReady(tx, m.row.ID, done, counts); err != nil {
@@ -309,13 +313,14 @@ func (r *Region) commitCopy(ctx context.Context, p *puller) error {
 			},
 		}}
 	}
-	if _, err := vault.SealAll(ctx, all); err != nil {
-		return err
-	}
+	_, err := vault.SealAll(ctx, all)
 	for _, m := range p.parts {
-		r.endEarly(m.row.Version)
+		if err == nil {
+			r.endEarly(m.row.Version)
+		}
+		m.early.reopen() // who waits finds the version sealed or, if that failed, open
 	}
-	return nil
+	return err
 }
 
 // baseHolds returns the holds of the volumes that are made from a version which

@@ -294,6 +294,16 @@ func (m *part) takeEarly() {
 	}
 }
 
+// shut ends what volumes read of the copy, until its versions are gone: what came then
+// would be in no usage record.
+func (p *puller) shut() {
+	for _, m := range p.parts {
+		if m.early != nil {
+			m.early.shut()
+		}
+	}
+}
+
 // done is what has been settled durably; it never goes back.
 func (m *part) done() int64 {
 	m.mu.Lock()

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,75 @@ type early struct {
 	blocks atomic.Int64
 	mu     sync.Mutex
 	image  *transfer.Image // nil: not asked for yet; guarded by mu
+
+	// What comes from the source until the copy commits is in its usage record, and
+	// nothing comes after: the commit ends the reads under way, and they and others
+	// go on when it is known what became of it.
+	gate    sync.Mutex
+	next    int
+	reads   map[int]context.CancelCauseFunc // under way; guarded by gate, like what follows
+	waiting sync.WaitGroup                  // for reads to end
+	closed  chan struct{}                   // closed when reads may go on; nil: they may
+}
+
+// errCommits ends the reads of a copy that is about to commit.
+var errCommits = snapferry.Errorf(snapferry.Unavailable, "the copy is about to commit")
+
+// enter begins a read of a copy, when none is about to commit; leave ends it. The
+// read is to end when its context does, and to be begun again if that is with
+// errCommits.
+func (e *early) enter(ctx context.Context) (inner context.Context, leave func(), err error) {
+	e.gate.Lock()
+	for e.closed != nil {
+		closed := e.closed
+		e.gate.Unlock()
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		e.gate.Lock()
+	}
+	defer e.gate.Unlock()
+	inner, cancel := context.WithCancelCause(ctx)
+	id := e.next
+	e.next++
+	if e.reads == nil {
+		e.reads = map[int]context.CancelCauseFunc{}
+	}
+	e.reads[id] = cancel
+	e.waiting.Add(1)
+	return inner, func() {
+		e.gate.Lock()
+		delete(e.reads, id)
+		e.gate.Unlock()
+		cancel(nil)
+		e.waiting.Done()
+	}, nil
+}
+
+// shut ends the reads under way and lets nobody read until reopen is called. A
+// second time it changes nothing.
+func (e *early) shut() {
+	e.gate.Lock()
+	if e.closed == nil {
+		e.closed = make(chan struct{})
+	}
+	for _, cancel := range e.reads {
+		cancel(errCommits)
+	}
+	e.gate.Unlock()
+	e.waiting.Wait()
+}
+
+// reopen lets volumes read again: where, they find out.
+func (e *early) reopen() {
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	if e.closed != nil {
+		close(e.closed)
+		e.closed = nil
+	}
 }
 
 // earlyOf returns that of a copy's version.
@@ -41,11 +111,15 @@ func (r *Region) earlyOf(version snapferry.VersionID) *early {
 	return e
 }
 
-// endEarly forgets that of a version, which is sealed or gone.
+// endEarly forgets that of a version, which is sealed or gone: who waits finds that.
 func (r *Region) endEarly(version snapferry.VersionID) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	e := r.earlies[version]
 	delete(r.earlies, version)
+	r.mu.Unlock()
+	if e != nil {
+		e.reopen()
+	}
 }
 
 // imageOf opens a version, for a volume: one that is sealed, or being copied.
@@ -89,17 +163,48 @@ type parts struct {
 
 // Read implements head.Image.
 func (g *growing) Read(ctx context.Context, first uint64, dst []byte) error {
-	im, err := g.sealed(ctx)
-	if im == nil && err == nil {
-		if err = g.gather(ctx, first, dst); err == nil {
-			return nil
+	for {
+		im, err := g.sealed(ctx)
+		if err == nil && im == nil {
+			im, err = g.readOpen(ctx, first, dst)
+			if err == nil && im == nil || err != nil && !errors.Is(err, errCommits) {
+				return err
+			}
 		}
-		im = g.since(ctx)
+		if err == nil {
+			return im.Read(ctx, first, dst)
+		}
+		if !errors.Is(err, errCommits) {
+			return err
+		}
 	}
-	if im == nil {
-		return err
+}
+
+// readOpen is Read while the version is open; once it is sealed it returns its
+// image, and has read nothing.
+func (g *growing) readOpen(ctx context.Context, first uint64, dst []byte) (*vault.Image, error) {
+	ctx, leave, err := g.r.earlyOf(g.id).enter(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return im.Read(ctx, first, dst)
+	defer leave()
+	// What is open now stays so: its commit waits for those that have entered.
+	im, err := g.sealed(ctx)
+	if im != nil {
+		g.r.endEarly(g.id) // which enter may have made
+	}
+	if im != nil || err != nil {
+		return im, ended(ctx, err)
+	}
+	return nil, ended(ctx, g.readParts(ctx, first, dst))
+}
+
+// ended makes an error of what was ended for a commit errCommits.
+func ended(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errCommits) {
+		return errCommits
+	}
+	return err
 }
 
 // since returns the image of a version that was sealed while its parts were read,
@@ -113,8 +218,8 @@ func (g *growing) since(ctx context.Context) *vault.Image {
 	return im
 }
 
-// gather reads from the parts.
-func (g *growing) gather(ctx context.Context, first uint64, dst []byte) error {
+// readParts reads each block where it is.
+func (g *growing) readParts(ctx context.Context, first uint64, dst []byte) error {
 	p, err := g.parts(ctx)
 	if err != nil {
 		return err
@@ -276,13 +381,38 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 	chain := r.limits.chain(r.name, &c)
 	e.image, err = transfer.NewImage(transfer.ImageConfig{
 		Info: d.Info, Open: openFrame,
-		Source: limited{from.Source(handleOf(member)), chain},
-		Received: func(n int) {
-			e.moved.Add(int64(n))
-			e.blocks.Add(1)
-		},
+		Source: limited{counted{from.Source(handleOf(member)), e}, chain},
 	})
 	return e.image, err
+}
+
+// counted is the source of a copy that volumes read: what comes of it counts, also
+// when whoever asked does not wait for it.
+type counted struct {
+	transfer.Source
+	early *early
+}
+
+// Blocks implements transfer.Source.
+func (s counted) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	f, err := s.Source.Blocks(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	return countedFrames{f, s.early}, nil
+}
+
+type countedFrames struct {
+	transfer.Frames
+	early *early
+}
+
+func (f countedFrames) Next() (x transfer.Frame, err error) {
+	if x, err = f.Frames.Next(); err == nil {
+		f.early.moved.Add(int64(len(x.Payload)))
+		f.early.blocks.Add(1)
+	}
+	return x, err
 }
 
 // decoders are decompressors between two frames.

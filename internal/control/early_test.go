@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/snapferry/snapferry"
@@ -207,4 +208,115 @@ func TestVolumeOfFailingCopy(t *testing.T) {
 	_, err := w.west.Control.CreateVolumes(t.Context(), w.atWest, control.VolumeRequest{Snapshot: c.ID})
 	wantKind(t, "a volume of a copy that fails", err, snapferry.Conflict)
 	close(gate.open)
+}
+
+// bystander is a source that counts what comes, keeps back the large requests of a
+// copy as a sieve does, and each small one after its first frame.
+type bystander struct {
+	sieve
+	came      *atomic.Int64
+	held, let chan struct{}
+}
+
+func (s *bystander) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	f, err := s.sieve.Blocks(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for _, w := range want {
+		n += w.Blocks.Count()
+	}
+	return &heldFrames{Frames: f, ctx: ctx, s: s, small: n <= 16}, nil
+}
+
+type heldFrames struct {
+	transfer.Frames
+	ctx   context.Context // of the request
+	s     *bystander
+	small bool
+	n     int
+}
+
+func (f *heldFrames) Next() (transfer.Frame, error) {
+	if f.n++; f.small && f.n == 2 {
+		select {
+		case f.s.held <- struct{}{}:
+		default:
+		}
+		select {
+		case <-f.s.let:
+		case <-f.ctx.Done():
+			return transfer.Frame{}, context.Cause(f.ctx)
+		}
+	}
+	x, err := f.Frames.Next()
+	if err == nil {
+		f.s.came.Add(int64(len(x.Payload)))
+	}
+	return x, err
+}
+
+// TestReadAtTheEnd has a volume read from the source when the copy commits, or is
+// given up: whatever came is in the one usage record, and the reader gets its bytes
+// from where they are then.
+func TestReadAtTheEnd(t *testing.T) {
+	for _, given := range []bool{false, true} {
+		w := newEarlyWorld(t)
+		d := earlyDisk()
+		s := w.imported(d)
+		gate := &bystander{
+			sieve: sieve{asked: make(chan struct{}, 1), open: make(chan struct{})},
+			came:  &atomic.Int64{}, held: make(chan struct{}, 1), let: make(chan struct{}),
+		}
+		w.toEast.Wrap(func(s transfer.Source) transfer.Source {
+			return &bystander{sieve{s, gate.asked, gate.open}, gate.came, gate.held, gate.let}
+		})
+		c := w.copy(control.CopyRequest{Source: s.ID})
+		<-gate.asked
+		a := &alone{Region: w.west, t: t, at: w.atWest}
+		v := newVolume(t, a, control.VolumeRequest{Snapshot: c.ID, Name: "early"}, 3)
+		h := v.open()
+		got, want := make([]byte, 256<<10), make([]byte, 256<<10)
+		read := make(chan error, 1)
+		go func() {
+			_, err := h.ReadAt(got, 20<<20)
+			read <- err
+		}()
+		<-gate.held
+		ending := snapferry.EndedDone
+		if given {
+			ending = snapferry.EndedCancelled
+			if err := w.west.Control.Abandon(t.Context(), w.atWest, c.ID); err != nil {
+				t.Fatal(err)
+			}
+			gone(t, w.west, c.ID)
+		} else {
+			close(gate.open)
+			w.ready(c.ID, d)
+		}
+		close(gate.let)
+		if err := <-read; (err == nil) == given {
+			t.Errorf("given up: %v; the read: %v", given, err)
+		}
+		if _, err := d.ReadAt(want, 20<<20); err != nil {
+			t.Fatal(err)
+		}
+		if !given && !bytes.Equal(got, want) {
+			t.Error("the read got other bytes")
+		}
+		records, err := w.west.Control.UsageRecords(t.Context(), w.atWest, 0, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var received []snapferry.UsageRecord
+		for _, u := range records {
+			if u.Kind == "received" {
+				received = append(received, u)
+			}
+		}
+		if len(received) != 1 || received[0].Bytes != gate.came.Load() || received[0].Outcome != ending || received[0].Bytes == 0 {
+			t.Errorf("%d bytes came: got records %+v", gate.came.Load(), received)
+		}
+	}
 }

@@ -343,8 +343,8 @@ func publicReason(err error) (reason, hint string) {
 
 // discardPayload is what a discard job clears up.
 type discardPayload struct {
-	Snapshot snapferry.SnapshotID `json:"snapshot,omitempty"`
-	Version  string               `json:"version,omitempty"` // open; empty: none
+	Snapshot snapferry.SnapshotID `json:"snapshot,omitempty"` // what the job that makes it is about
+	Versions []string             `json:"versions,omitempty"` // of each member of a copy; empty: none to be aborted
 	Copy     snapferry.CopyID     `json:"copy,omitempty"`
 }
 
@@ -370,24 +370,38 @@ func (r *Region) runDiscard(ctx context.Context, run *job.Run) error {
 	if err := json.Unmarshal([]byte(run.Job.Payload), &p); err != nil {
 		return snapferry.Errorf(snapferry.Internal, "decode job: %w", err)
 	}
-	if p.Version != "" {
+	if len(p.Versions) > 0 {
 		if err := r.awaitEnd(ctx, p.Snapshot); err != nil {
 			return err
 		}
-		version, err := snapferry.ParseVersionID(p.Version)
+	}
+	early := make([]int64, len(p.Versions)) // that no run of the copy has counted
+	versions := make([]snapferry.VersionID, len(p.Versions))
+	for i, text := range p.Versions {
+		if text == "" {
+			continue
+		}
+		version, err := snapferry.ParseVersionID(text)
 		if err != nil {
 			return err
 		}
+		e := r.earlyOf(version)
+		e.shut()
 		if err := r.vault.Abort(ctx, version, freeAfter(version)); err != nil {
 			return again(err)
 		}
+		early[i], versions[i] = e.moved.Load(), version
+	}
+	if p.Copy != "" {
+		if err := r.meterDiscarded(ctx, p, early); err != nil {
+			return again(err)
+		}
+	}
+	for _, version := range versions {
 		r.endEarly(version)
 	}
 	if p.Copy == "" {
 		return nil
-	}
-	if err := r.meterDiscarded(ctx, p); err != nil {
-		return again(err)
 	}
 	return again(r.releaseOf(ctx, p.Copy))
 }

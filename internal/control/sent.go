@@ -94,7 +94,8 @@ func (r *Region) putBack(taken map[tallyKey]*tally) {
 	}
 }
 
-// meterAll adds tallies every minute until ctx ends, and then once more.
+// meterAll adds tallies every minute until ctx ends, and then once more; and what
+// was stored on the day before, after midnight.
 func (r *Region) meterAll(ctx context.Context) {
 	tick := time.NewTicker(sentEvery)
 	defer tick.Stop()
@@ -110,6 +111,9 @@ func (r *Region) meterAll(ctx context.Context) {
 		}
 		if ended {
 			return
+		}
+		if err := r.MeterDays(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			r.log.WarnContext(ctx, "add what was stored to the usage records", "err", err)
 		}
 	}
 }

@@ -67,6 +67,10 @@ func (r *Region) shownIn(tx *meta.Tx, s meta.Snapshot, t *turns) (snapferry.Snap
 			out.PinnedBy = append(out.PinnedBy, snapferry.PinHolder{Region: p.Region, Copy: p.Copy})
 		}
 		return out, err
+	case s.State == snapferry.SnapshotCreating && out.Progress == nil:
+		var err error
+		out.Progress, err = waiting(tx, s)
+		return out, err
 	case s.State == snapferry.SnapshotCopying && s.Copy != "" && out.Progress == nil:
 		c, err := tx.Copy(s.Copy)
 		if err != nil {
@@ -301,8 +305,13 @@ func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) e
 	if err != nil {
 		return err
 	}
-	marked := s.State == snapferry.SnapshotDeleting
-	s.State, s.Deleted, s.Version = snapferry.SnapshotDeleting, time.Now(), snapferry.VersionID{}
+	marked, now := s.State == snapferry.SnapshotDeleting, time.Now()
+	if !s.Version.IsZero() {
+		if err := tx.MeterStored(s.Version, now); err != nil {
+			return err
+		}
+	}
+	s.State, s.Deleted, s.Version = snapferry.SnapshotDeleting, now, snapferry.VersionID{}
 	if err := tx.UpdateSnapshot(s); err != nil || marked {
 		return err
 	}
@@ -321,7 +330,11 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 			return snapferry.Errorf(snapferry.Conflict, "snapshot %s has become %s meanwhile", s.ID, now.State).WithHint("delete it again")
 		}
 		if now.Copy == "" {
-			return discardOne(tx, now, force, discardPayload{Snapshot: s.ID})
+			version, err := unmake(tx, now, force)
+			if err != nil {
+				return err
+			}
+			return enqueueDiscard(tx, s.Account, discardPayload{Snapshot: s.ID, Versions: []string{version}})
 		}
 		c, err := tx.Copy(now.Copy)
 		if err != nil {
@@ -351,8 +364,8 @@ func (r *Region) CancelCopy(ctx context.Context, account snapferry.AccountID, id
 
 // discardCopy ends a copy, and the making of its snapshots.
 func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool, why string) error {
-	p := discardPayload{Snapshot: c.Snapshot, Copy: c.ID} // the first: what the job of the copy is about
-	for _, m := range c.Members {
+	p := discardPayload{Snapshot: c.Snapshot, Copy: c.ID, Versions: make([]string, len(c.Members))}
+	for i, m := range c.Members {
 		s, err := tx.Snapshot(m.Snapshot)
 		if err != nil {
 			return err
@@ -360,32 +373,31 @@ func (r *Region) discardCopy(tx *meta.Tx, c meta.Copy, force bool, why string) e
 		if s.State.Settled() {
 			continue // it failed already
 		}
-		if err := discardOne(tx, s, force, p); err != nil {
+		if p.Versions[i], err = unmake(tx, s, force); err != nil {
 			return err
 		}
-		p.Copy = "" // one job ends the copy
+	}
+	if err := enqueueDiscard(tx, c.Account, p); err != nil {
+		return err
 	}
 	return r.endCopy(tx, c.ID, snapferry.EndedCancelled, snapferry.Errorf(snapferry.Cancelled, "%s", why))
 }
 
-// discardOne ends the making of one snapshot.
-func discardOne(tx *meta.Tx, s meta.Snapshot, force bool, p discardPayload) (err error) {
+// unmake ends the making of one snapshot, and returns the version that is to be
+// aborted.
+func unmake(tx *meta.Tx, s meta.Snapshot, force bool) (version string, err error) {
 	if force {
 		err = detach(tx, s.Version, "the copy of snapshot "+string(s.ID)+" was ended")
 	} else {
 		err = checkUnused(tx, s.Version, s.ID)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	p.Version = s.Version.String()
 	if err := forget(tx, s.Account, s.ID); err != nil {
-		return err
+		return "", err
 	}
-	if err := cancelJobs(tx, string(s.ID)); err != nil {
-		return err
-	}
-	return enqueueDiscard(tx, s.Account, p)
+	return s.Version.String(), cancelJobs(tx, string(s.ID))
 }
 
 // cancelJobs ends the jobs about a subject that have not ended.

@@ -500,9 +500,12 @@ func (r *Region) runReclaim(ctx context.Context, run *job.Run) error {
 	}))
 }
 
-// runSweep is the job that looks through the bucket, and then for whatever
-// upkeep has left to do in the region.
+// runSweep is the job that counts what has to be counted, looks through the bucket,
+// and then for whatever upkeep has left to do in the region.
 func (r *Region) runSweep(ctx context.Context, run *job.Run) error {
+	if err := r.countStored(ctx, run.Check); err != nil {
+		return again(err)
+	}
 	st, reason := r.vault.Sweep(ctx, run.Check)
 	run.Progress(sweepProgress{Objects: st.Objects, Bytes: st.Bytes, Records: st.Records})
 	for _, name := range st.Left {

@@ -283,8 +283,17 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	if err != nil {
 		return err
 	}
+	var shown atomic.Int64 // never goes back
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		done, err := uploaded(tx, u, s)
+		shown.Store(done)
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	// From here on whoever deletes the snapshot waits before clearing up.
-	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: none, counts: noCounts})
+	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: shown.Load, counts: noCounts})
 	defer r.setRunning(s.ID, nil)
 	version, err := r.beginUpload(ctx, run, u, s)
 	if err != nil {
@@ -306,12 +315,15 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 		n := w.Prior()
 		return snapferry.Counts{Read: n.Read + st.Read.Load(), Changed: n.Changed + w.Changed(), Stored: n.Stored + w.Stored()}
 	}
-	w, err = r.vault.Write(ctx, version, vault.WriteConfig{Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Counts: counts})
+	w, err = r.vault.Write(ctx, version, vault.WriteConfig{
+		Job: run.Job.ID, Token: run.Token, Fence: fence, Checkpoints: true, Counts: counts,
+		Durable: func(snapferry.Counts) { shown.Store(max(shown.Load(), clip(w.Reached(), s.Size))) },
+	})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: st.Done.Load, counts: counts})
+	r.setRunning(s.ID, &running{started: time.Now(), total: s.Size, done: shown.Load, counts: counts})
 	if err := w.Update(ctx, c, &st); err != nil {
 		if retry(ctx, err) {
 			_ = w.Checkpoint(context.WithoutCancel(ctx)) // for the next run, if it can be
@@ -350,9 +362,35 @@ func (r *Region) upload(ctx context.Context, run *job.Run, h *head.Volume, u met
 	return nil
 }
 
-func none() int64 { return 0 }
-
 func noCounts() snapferry.Counts { return snapferry.Counts{} }
+
+// uploaded is the plain bytes of a disk up to which a snapshot is uploaded durably, as
+// far as the metadata knows: nothing else is shown, so that whoever goes on from there
+// shows no less.
+func uploaded(tx *meta.Tx, u meta.Upload, s meta.Snapshot) (int64, error) {
+	c, err := tx.Checkpoint(s.Version)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return u.Done, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	end, err := vault.Reached(c, s.Size)
+	return max(u.Done, clip(end, s.Size)), err
+}
+
+// waiting is the progress of the upload of a snapshot that no run is about now; nil
+// when it is not that of a live volume.
+func waiting(tx *meta.Tx, s meta.Snapshot) (*snapferry.Progress, error) {
+	all, err := tx.Uploads(s.VolumeID)
+	for _, u := range all {
+		if u.Snapshot == s.ID {
+			done, err := uploaded(tx, u, s)
+			return &snapferry.Progress{Total: s.Size, Done: done, Started: s.Created}, err
+		}
+	}
+	return nil, err
+}
 
 // beginUpload makes the open version of a snapshot, over the base of its volume.
 // What an earlier run began is gone on with, or aborted when the base is another
@@ -374,6 +412,20 @@ func (r *Region) beginUpload(ctx context.Context, run *job.Run, u meta.Upload, s
 		})
 		if err != nil || same {
 			return s.Version, err
+		}
+		// What was shown of it stays so.
+		err = r.db.Update(ctx, func(tx *meta.Tx) error {
+			if err := run.Check(tx); err != nil {
+				return err
+			}
+			done, err := uploaded(tx, u, s)
+			if err != nil {
+				return err
+			}
+			return tx.SetUploadDone(s.ID, done)
+		})
+		if err != nil {
+			return id, err
 		}
 		if err := r.vault.Abort(ctx, s.Version, func(tx *meta.Tx) error {
 			now, err := tx.Snapshot(s.ID)

@@ -62,11 +62,17 @@ func (tx *Tx) HeadsOn(version snapferry.VersionID) ([]Head, error) {
 	return list(tx, headsOn, scanHead, "volumes", hexText(version))
 }
 
-func scanUpload(r scanner, u *Upload) error { return r.Scan(&u.Snapshot, &u.Volume, &u.Layer) }
+func scanUpload(r scanner, u *Upload) error { return r.Scan(&u.Snapshot, &u.Volume, &u.Layer, &u.Done) }
 
 // InsertUpload adds what is to be uploaded for a snapshot.
 func (tx *Tx) InsertUpload(u Upload) error {
 	return tx.run(uploadInsert, []any{string(u.Snapshot), string(u.Volume), int64(u.Layer)}, "add upload of snapshot %s", u.Snapshot)
+}
+
+// SetUploadDone notes how far an upload was shown to be, in plain bytes; less than
+// what is noted changes nothing.
+func (tx *Tx) SetUploadDone(id snapferry.SnapshotID, done int64) error {
+	return tx.run(uploadDone, []any{string(id), done}, "note how far the upload of snapshot %s was", id)
 }
 
 // DeleteUpload ends an upload; one that is not there is no error.

@@ -17,11 +17,11 @@ func (tx *Tx) Request(account snapferry.AccountID, token string) (Request, error
 
 // AddUsage adds a metered fact.
 func (tx *Tx) AddUsage(u Usage) error {
-	return tx.run(usageInsert, []any{string(u.Account), u.Kind, u.Subject, u.Bytes, millis(u.At), string(u.Copy), string(u.Outcome), u.Count}, "add usage of %s", u.Subject)
+	return tx.run(usageInsert, []any{string(u.Account), u.Kind, u.Subject, u.Bytes, millis(u.At), string(u.Copy), string(u.Outcome), u.Count, millis(u.From)}, "add usage of %s", u.Subject)
 }
 
 func scanUsage(r scanner, u *Usage) error {
-	return r.Scan(&u.ID, &u.Account, &u.Kind, &u.Subject, &u.Bytes, timeColumn{&u.At}, &u.Copy, &u.Outcome, &u.Count)
+	return r.Scan(&u.ID, &u.Account, &u.Kind, &u.Subject, &u.Bytes, timeColumn{&u.At}, &u.Copy, &u.Outcome, &u.Count, timeColumn{&u.From})
 }
 
 // Usage returns the metered facts about a subject, in the order they were

@@ -73,6 +73,7 @@ type Upload struct {
 	Snapshot snapferry.SnapshotID
 	Volume   snapferry.VolumeID
 	Layer    uint64 // the highest of the layers that it consists of
+	Done     int64  // plain bytes that it was shown to have before it was begun again over another base
 }
 
 // Version is one map of a chain.
@@ -267,8 +268,9 @@ type Usage struct {
 	Kind    string
 	Subject string
 	Bytes   int64
-	Count   int64 // of requests, where they are counted
-	At      time.Time
+	Count   int64            // of requests, where they are counted
+	From    time.Time        // of what lasts: when it began; it is of one UTC day
+	At      time.Time        // when it was, or ended
 	Copy    snapferry.CopyID // that it is about, if it is about one
 	Outcome snapferry.Ending // of that copy; empty: nothing of the kind
 }

@@ -125,6 +125,15 @@ const (
 	usageInsert
 	usageOfSubject
 	usageOfAccount
+	storageGet
+	storageSet
+	storageAdd
+	storageRecord
+	storageMove
+	storageFirst
+	storageRecords
+	storageMoves
+	storageUncounted
 	limitPut
 	limitDelete
 	limitList
@@ -140,6 +149,7 @@ const (
 	uploadInsert
 	uploadDelete
 	uploadList
+	uploadDone
 	chainList
 	jobQueued
 	jobHasten
@@ -186,8 +196,16 @@ const (
 		`started, deadline, late, rate, ending, metered`
 	graveColumns  = `version, chain, revision, child, loose, kept`
 	objectColumns = `name, size, crc, created, chain, state, dead, since, job, token`
-	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome, "count"`
+	usageColumns  = `id, account, kind, subject, bytes, at, copy, outcome, "count", began`
 	pinColumns    = `id, snapshot, version, region, incarnation, copy, created, seen`
+	// storageInsert records what versions v stored until $2: for the snapshot that shows
+	// one or, if none does, as what others keep of a deleted one, for its lineage.
+	storageInsert = `INSERT INTO usage (account, kind, subject, bytes, at, began)
+		SELECT c.account, CASE WHEN EXISTS (SELECT 1 FROM snapshots s WHERE s.version = v.id) THEN 'storage' ELSE 'retained' END,
+			COALESCE((SELECT s.id FROM snapshots s WHERE s.version = v.id ORDER BY s.created, s.id LIMIT 1), v.volume), v.stored, CAST($2 AS BIGINT), v.metered
+		FROM versions v JOIN chains c ON c.id = v.chain WHERE `
+	// storageDue is at most $1 versions that are metered until before $2.
+	storageDue = `SELECT d.id FROM versions d WHERE d.metered > 0 AND d.metered < $2 ORDER BY d.metered, d.id LIMIT $1`
 	// notOpen says of an object o that no segment there is of an open version.
 	notOpen    = `NOT EXISTS (SELECT 1 FROM segments s JOIN versions v ON v.id = s.version WHERE s.object = o.name AND v.state = 'open')`
 	jobColumns = `id, kind, account, subject, state, payload, progress, owner, beat, token, attempts, run_after, cancel, error, created, finished, lane`
@@ -349,9 +367,21 @@ var statementText = [numStatements]string{
 	requestInsert: `INSERT INTO requests (account, token, operation, fingerprint, result, created) VALUES ($1, $2, $3, $4, $5, $6)`,
 	requestGet:    `SELECT account, token, operation, fingerprint, result, created FROM requests WHERE account = $1 AND token = $2`,
 
-	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at, copy, outcome, "count") VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+	usageInsert:    `INSERT INTO usage (account, kind, subject, bytes, at, copy, outcome, "count", began) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 	usageOfSubject: `SELECT ` + usageColumns + ` FROM usage WHERE subject = $1 ORDER BY id`,
 	usageOfAccount: `SELECT ` + usageColumns + ` FROM usage WHERE account = $1 AND id > $2 ORDER BY id LIMIT $3`,
+
+	storageGet:     `SELECT stored, metered FROM versions WHERE id = $1`,
+	storageSet:     `UPDATE versions SET stored = $2, metered = $3 WHERE id = $1`,
+	storageAdd:     `UPDATE versions SET stored = stored + $2 WHERE id = $1 AND metered > 0`,
+	storageRecord:  storageInsert + `v.id = $1 AND v.metered > 0 AND v.metered < $2 AND v.stored > 0`,
+	storageMove:    `UPDATE versions SET metered = $2 WHERE id = $1 AND metered > 0 AND metered < $2`,
+	storageFirst:   `SELECT metered FROM versions WHERE metered > 0 AND metered < $1 ORDER BY metered, id LIMIT 1`,
+	storageRecords: storageInsert + `v.stored > 0 AND v.id IN (` + storageDue + `)`,
+	storageMoves:   `UPDATE versions SET metered = $2 WHERE id IN (` + storageDue + `)`,
+	storageUncounted: `SELECT ` + versionColumns + ` FROM versions v WHERE v.metered = 0 AND (v.state = 'sealed' OR v.state = 'ghost' AND v.due = 0) AND v.id > $1
+		ORDER BY v.id LIMIT $2`,
+
 	limitPut:       `INSERT INTO limits (scope, value, set_at) VALUES ($1, $2, $3) ON CONFLICT (scope) DO UPDATE SET value = excluded.value, set_at = excluded.set_at`,
 	limitDelete:    `DELETE FROM limits WHERE scope = $1`,
 	limitList:      `SELECT scope, value, set_at FROM limits ORDER BY scope`,
@@ -372,7 +402,8 @@ var statementText = [numStatements]string{
 	headsOn:      `SELECT ` + headColumns + ` FROM heads h JOIN volumes v ON v.id = h.volume WHERE h.base = $1 ORDER BY h.volume`,
 	uploadInsert: `INSERT INTO uploads (snapshot, volume, layer) VALUES ($1, $2, $3)`,
 	uploadDelete: `DELETE FROM uploads WHERE snapshot = $1`,
-	uploadList:   `SELECT snapshot, volume, layer FROM uploads WHERE volume = $1 ORDER BY layer`,
+	uploadDone:   `UPDATE uploads SET done = $2 WHERE snapshot = $1 AND done < $2`,
+	uploadList:   `SELECT snapshot, volume, layer, done FROM uploads WHERE volume = $1 ORDER BY layer`,
 	chainList:    `SELECT ` + chainColumns + ` FROM chains ORDER BY id`,
 	jobQueued:    `SELECT id FROM jobs WHERE subject = $1 AND kind = $2 AND state = 'queued' ORDER BY created, id LIMIT 1`,
 	jobHasten:    `UPDATE jobs SET run_after = 0 WHERE subject = $1 AND kind = $2 AND state = 'queued' RETURNING id`,

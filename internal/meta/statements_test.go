@@ -55,6 +55,7 @@ func TestPlans(t *testing.T) {
 		versionOffspring: {"COVERING INDEX versions_parent (parent=?)"},
 		versionNewest:    {"versions_sealed (volume=?)"},
 		versionLast:      {"versions_volume (volume=?)"},
+		storageFirst:     {"COVERING INDEX versions_metered (metered>? AND metered<?)"},
 		gravesOfChild:    {"graves_child (child=?)"},
 		jobQueued:        {"jobs_queued (subject=? AND kind=?)"},
 		jobHasten:        {"jobs_queued (subject=? AND kind=?)"},

@@ -8,6 +8,7 @@ const (
 	ctlLive     = control + "/live.go"
 	ctlSyncDir  = "\tif err := r.files.FS.SyncDir(\".\"); err != nil {\n\t\treturn err\n\t}\n"
 	ctlPinLooks = "\t\tnow, err := own(tx, s.Account, s.ID)\n\t\tif err != nil {\n\t\t\treturn err\n\t\t}\n\t\tif err := checkReady(now); err != nil {\n\t\t\treturn err\n\t\t}\n"
+	storage     = "internal/meta/storage.go"
 	ctlCopyJob  = control + "/copyjob.go"
 	ctlCopyPull = control + "/copypull.go"
 	ctlQueue    = control + "/copyqueue.go"
@@ -118,7 +119,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "deleting a snapshot of a set leaves the others", pkg: control, test: "TestCopySetEnds",
-		edits: []edit{{ctlSnaps, "\tfor _, m := range c.Members {\n\t\ts, err := tx.Snapshot", "\tfor _, m := range c.Members[:1] {\n\t\ts, err := tx.Snapshot"}},
+		edits: []edit{{ctlSnaps, "\tfor i, m := range c.Members {\n\t\ts, err := tx.Snapshot", "\tfor i, m := range c.Members[:1] {\n\t\ts, err := tx.Snapshot"}},
 	},
 	{
 		name: "of a set one snapshot is metered", pkg: control, test: "TestCopySet",
@@ -150,7 +151,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "a copy that is cancelled is not metered", pkg: control, test: "TestMetering",
-		edits: []edit{{control + "/metering.go", "moved = seen.moved()", "_ = seen"}},
+		edits: []edit{{control + "/metering.go", "moved[k] += seen.part(k).Moved", "moved[k] += 0 * seen.part(k).Moved"}},
 	},
 	{
 		name: "a lower rate does not reach a copy under way", pkg: control, test: "TestLimitsHold",
@@ -237,11 +238,63 @@ var controlList = []mutation{
 		edits: []edit{{control + "/copies.go", "if err != nil && req.Token != \"\" {", "if snapferry.IsKind(err, snapferry.Exists) && req.Token != \"\" {"}},
 	},
 	{
-		name: "a volume cannot be read while its copy comes to its end", pkg: control, test: "TestReadAtEndOfCopy",
-		edits: []edit{{control + "/early.go", "if err = g.gather(ctx, first, dst); err == nil {\n\t\t\treturn nil\n\t\t}\n\t\tim = g.since(ctx)\n", "return g.gather(ctx, first, dst)\n"}},
-	},
-	{
 		name: "what is deleted while it begins is not found", pkg: control, test: "TestDeletedWhileItBegins",
 		edits: []edit{{ctlSnaps, "\t\treturn r.shown(s), nil\n", "\t\treturn now, err\n"}},
+	},
+	{
+		name: "what changes is not metered until then", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{storage, "\tif _, err := tx.meterStored(id, now); err != nil {\n\t\treturn err\n\t}\n\treturn tx.run(storageAdd", "\treturn tx.run(storageAdd"}},
+	},
+	{
+		name: "the last part of a day is not metered", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{ctlSnaps, "tx.MeterStored(s.Version, now); err != nil {", "error(nil); err != nil {"}},
+	},
+	{
+		name: "days that were missed become one", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{storage, "args := []any{limit, millis(nextDay(first))}", "args := []any{limit, millis(startOfDay(now))}"}},
+	},
+	{
+		name: "a start does not meter the days before", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{control + "/control.go", "if err := r.MeterDays(ctx, time.Now()); err != nil {", "if err := error(nil); err != nil {"}},
+	},
+	{
+		name: "what a deleted snapshot leaves is nobody's", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{visit, "tx.HandStored(f.self.ID, grave.Child,", "tx.HandStored(f.self.ID, snapferry.VersionID{},"}},
+	},
+	{
+		name: "what is freed is stored on", pkg: control, test: "TestStorageIsMetered",
+		edits: []edit{{visit, "err = tx.AddStored(id, -f.bytes, time.Now())", "err = tx.AddStored(id, 0, time.Now())"}},
+	},
+	{
+		name: "what is not counted becomes counted by what it is given to", pkg: control, test: "TestStorageIsCounted",
+		edits: []edit{{storage, "\treturn tx.ForgetStored(to, now)\n", "\treturn nil\n"}},
+	},
+	{
+		name: "what is dead counts as stored", pkg: control, test: "TestStorageIsCounted",
+		edits: []edit{{vault + "/stored.go", "\t\tif fresh {\n", "\t\tif fresh || true {\n"}},
+	},
+	{
+		name: "what an earlier run wrote is not stored", pkg: vault, test: "TestResume",
+		edits: []edit{{seal, "\t\t\tstored += int64(n)\n\t\t}\n\t}\n\treturn dead, stored, nil", "\t\t}\n\t}\n\treturn dead, w.pack.allFrames(), nil"}},
+	},
+	{
+		name: "what a volume reads when its copy commits is not metered", pkg: control, test: "TestReadAtTheEnd",
+		edits: []edit{{ctlCopyJob, "\t\t\t\tm.early.shut()\n", ""}},
+	},
+	{
+		name: "an upload that goes on shows that it begins", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "\t\tshown.Store(done)\n", "\t\t_ = done\n"}},
+	},
+	{
+		name: "an upload shows what is not durable", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "done: shown.Load, counts: counts})", "done: st.Done.Load, counts: counts})"}},
+	},
+	{
+		name: "an upload over another base shows that it begins", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{control + "/uploads.go", "\t\t\treturn tx.SetUploadDone(s.ID, done)\n", "\t\t\t_ = done\n\t\t\treturn nil\n"}},
+	},
+	{
+		name: "an upload that waits shows nothing", pkg: control, test: "TestUploadProgressStays",
+		edits: []edit{{ctlSnaps, "\t\tout.Progress, err = waiting(tx, s)\n", ""}},
 	},
 }

@@ -45,7 +45,7 @@ var list = []mutation{
 	},
 	{
 		name: "sealing without settling", pkg: vault, test: "TestCrashInCopy|TestCheckpoint",
-		edits: []edit{{seal, "\t\t\tdead.add(r)\n\t\t}\n\t\treturn dead, nil\n", "\t\t\t_ = r\n\t\t}\n\t\treturn dead, nil\n"}},
+		edits: []edit{{seal, "\t\t\tdead.add(r)\n\t\t\tstored", "\t\t\tstored"}},
 	},
 	{
 		name: "sealing after a restart without settling", pkg: vault, test: "TestCrashInCopy",

@@ -121,7 +121,7 @@ var simulationList = []mutation{
 		name: "in a history: a cancelled copy becomes ready", pkg: simulated, test: linTest, args: orders,
 		edits: []edit{
 			{ctlCopyJob, "if err == nil && now.State.Terminal() {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy", "if err == nil && now.State == \"\" {\n\t\t\terr = snapferry.Errorf(snapferry.Cancelled, \"copy"},
-			{ctlSnaps, "\tif err := cancelJobs(tx, string(s.ID)); err != nil {\n\t\treturn err\n\t}\n", ""},
+			{ctlSnaps, "return s.Version.String(), cancelJobs(tx, string(s.ID))", "return s.Version.String(), nil"},
 		},
 	},
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -35,7 +36,9 @@ const (
 // Check proves the region's accounts: every object of the metadata is in the
 // bucket and sound; every slot that a version refers to is live and not dead;
 // every other slot of a sealed version's segments is dead; every version that
-// is real has its record. Without garbage, nothing else is in the bucket.
+// is real has its record; what each version is said to store is what it has and its
+// parent has not; and what is metered of that are days and parts of days, one after
+// the other. Without garbage, nothing else is in the bucket.
 func (r *Region) Check(tb TB, g Garbage) {
 	tb.Helper()
 	if err := r.DB.Check(context.Background()); err != nil {
@@ -129,7 +132,63 @@ func (a *accounts) version(v meta.Version) {
 	if err != nil {
 		a.tb.Errorf("%s: version %s: %v", a.region.Name, v.ID, err)
 	}
+	a.stored(ctx, v, m)
 	a.record(ctx, v)
+}
+
+// stored checks what a version stores, unless nobody has counted it.
+func (a *accounts) stored(ctx context.Context, v meta.Version, m blockmap.Map) {
+	var stored int64
+	var until time.Time
+	var usage []meta.Usage
+	a.region.View(func(tx *meta.Tx) (err error) {
+		if stored, until, err = tx.Stored(v.ID); err != nil {
+			return err
+		}
+		shown, err := tx.SnapshotsOfVersion(v.ID)
+		if err == nil && len(shown) > 0 {
+			usage, err = tx.Usage(string(shown[0].ID))
+		}
+		return err
+	})
+	if until.IsZero() {
+		return
+	}
+	var near []blockmap.Map
+	if !v.Parent.IsZero() {
+		p, err := a.region.Vault.MapOf(ctx, v.Parent)
+		if err != nil {
+			a.tb.Errorf("%s: %v", a.region.Name, err)
+			return
+		}
+		near = append(near, p)
+	}
+	var want int64
+	err := blockmap.Only(ctx, m, near, func(_ snapferry.FrameKind, _ snapferry.Position, c blockmap.Child) error {
+		if s, ok := a.segments[c.Ref.Segment]; ok && !isDead(s, c.Ref.Slot) {
+			want += int64(c.Ref.Length)
+		}
+		return nil
+	})
+	if err != nil || stored != want {
+		a.tb.Errorf("%s: version %s, %s, is said to store %d bytes, and stores %d, %v", a.region.Name, v.ID, v.State, stored, want, err)
+	}
+	a.periods(usage, until)
+}
+
+// periods checks that what is metered of a snapshot until a time are days and parts
+// of days, one after the other.
+func (a *accounts) periods(usage []meta.Usage, until time.Time) {
+	var last time.Time
+	for _, u := range usage {
+		if u.Kind != meta.UsageStorage {
+			continue
+		}
+		if !u.From.Before(u.At) || u.At.Add(-1).Format(time.DateOnly) != u.From.Format(time.DateOnly) || u.From.Before(last) || u.At.After(until) {
+			a.tb.Errorf("%s: %s is metered from %v until %v, after %v, and all of it until %v", a.region.Name, u.Subject, u.From, u.At, last, until)
+		}
+		last = u.At
+	}
 }
 
 // record checks the newest version record of a version.

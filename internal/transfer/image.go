@@ -28,8 +28,6 @@ type ImageConfig struct {
 	// Open fills dst, a whole block, with the content of a frame, padded with
 	// zeros, and reports, as Corrupt, one that has not digest d.
 	Open func(dst []byte, f Frame, d digest.Digest) error
-	// Received, if not nil, is told of each frame that came, with its bytes.
-	Received func(bytes int)
 }
 
 // imageNodes is how many nodes of an Image are remembered, of at most 9 KiB.
@@ -127,9 +125,6 @@ func (im *Image) Read(ctx context.Context, leaf uint64, n *blockmap.Node, want b
 		d, _, _ := n.Child(i)
 		if err := im.c.Open(dst[(i-first)*snapferry.BlockSize:][:snapferry.BlockSize], f, d); err != nil {
 			return snapferry.Errorf(snapferry.KindOf(err), "from the source: %w", err)
-		}
-		if im.c.Received != nil {
-			im.c.Received(len(f.Payload))
 		}
 	}
 	return nil

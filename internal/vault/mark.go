@@ -2,6 +2,8 @@ package vault
 
 import (
 	"context"
+	"slices"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/blockmap"
@@ -41,7 +43,8 @@ func (v *Vault) markOrLeave(ctx context.Context, chain snapferry.ChainID, fence 
 // marking is what a walk over all maps of a chain found.
 type marking struct {
 	reached map[snapferry.SegmentID]*slotSet
-	twice   bool // a slot came into the chain at two versions: the rule is broken
+	twice   bool                          // a slot came into the chain at two versions: the rule is broken
+	stored  map[snapferry.VersionID]int64 // what each version stores
 }
 
 // mark marks as dead what no version of a chain refers to. It looks at the
@@ -73,7 +76,7 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 	for i := range versions {
 		open[versions[i].ID] = versions[i].State == snapferry.VersionOpen
 	}
-	found, err := v.reach(ctx, versions)
+	found, err := v.reach(ctx, versions, segments)
 	if err != nil {
 		return v.unlessGone(ctx, versions, err)
 	}
@@ -86,8 +89,8 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 			return err
 		}
 	}
-	if found.twice {
-		return nil
+	if err := v.recount(ctx, versions, found.stored, fence); err != nil || found.twice {
+		return err
 	}
 	return v.db.Update(ctx, func(tx *meta.Tx) error {
 		if err := fence(tx); err != nil {
@@ -95,6 +98,40 @@ func (v *Vault) mark(ctx context.Context, chain snapferry.ChainID, fence Fence, 
 		}
 		return prove(tx, chain, buried)
 	})
+}
+
+// recounted is how many versions one transaction counts again.
+const recounted = 256
+
+// recount says what versions of a chain store. One around which something has
+// changed meanwhile is to be counted by itself.
+func (v *Vault) recount(ctx context.Context, versions []meta.Version, stored map[snapferry.VersionID]int64, fence Fence) error {
+	for part := range slices.Chunk(versions, recounted) {
+		err := v.db.Update(ctx, func(tx *meta.Tx) error {
+			if err := fence(tx); err != nil {
+				return err
+			}
+			for i := range part {
+				now, err := tx.Version(part[i].ID)
+				switch {
+				case snapferry.IsKind(err, snapferry.NotFound) || err == nil && part[i].State == snapferry.VersionOpen:
+					continue
+				case err == nil && now.Edge == part[i].Edge:
+					err = tx.SetStored(now.ID, stored[now.ID], time.Now())
+				case err == nil:
+					err = tx.ForgetStored(now.ID, time.Now())
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prove says that a chain keeps the rule, unless a version was spliced out of it
@@ -143,8 +180,12 @@ func (v *Vault) unlessGone(ctx context.Context, versions []meta.Version, err err
 }
 
 // reach walks what each complete version has and its parent has not.
-func (v *Vault) reach(ctx context.Context, versions []meta.Version) (*marking, error) {
-	found := &marking{reached: map[snapferry.SegmentID]*slotSet{}}
+func (v *Vault) reach(ctx context.Context, versions []meta.Version, segments []meta.Segment) (*marking, error) {
+	found := &marking{reached: map[snapferry.SegmentID]*slotSet{}, stored: map[snapferry.VersionID]int64{}}
+	dead := map[snapferry.SegmentID]slotSet{}
+	for i := range segments {
+		dead[segments[i].ID] = segments[i].DeadSlots
+	}
 	byID := map[snapferry.VersionID]*meta.Version{}
 	for i := range versions {
 		byID[versions[i].ID] = &versions[i]
@@ -173,6 +214,9 @@ func (v *Vault) reach(ctx context.Context, versions []meta.Version) (*marking, e
 			}
 			found.twice = found.twice || s.has(c.Ref.Slot)
 			s.add(c.Ref.Slot)
+			if d, there := dead[c.Ref.Segment]; there && !d.has(c.Ref.Slot) {
+				found.stored[versions[i].ID] += int64(c.Ref.Length)
+			}
 			return nil
 		})
 		if err != nil {

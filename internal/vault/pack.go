@@ -52,6 +52,7 @@ type packer struct {
 	blocks *open                              // guarded by mu
 	nodes  [blockmap.RootLevel]*segmentBuffer // guarded by mu
 	closed time.Time                          // when a segment was last closed; guarded by mu
+	framed int64                              // stored bytes of all frames so far; guarded by mu
 	slots  chan struct{}                      // one for each put in flight
 
 	putMu   sync.Mutex
@@ -127,6 +128,7 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 			return err
 		}
 		refs[frames[i].block] = snapferry.Ref{Segment: p.blocks.id, Slot: slot, Length: n}
+		p.framed += int64(n)
 	}
 	return nil
 }
@@ -160,6 +162,7 @@ func (p *packer) WriteNode(ctx context.Context, at snapferry.Position, n *blockm
 		p.nodes[at.Level] = s
 	}
 	slot, length, err := s.w.Append(snapferry.FrameInfo{Kind: snapferry.NodeFrame, RawLength: uint32(len(raw)), Position: at}, raw)
+	p.framed += int64(length)
 	return snapferry.Ref{Segment: s.id, Slot: slot, Length: length}, err
 }
 
@@ -326,6 +329,13 @@ func (p *packer) write(ctx context.Context, name string, body []byte, rows []met
 		return err
 	}
 	return p.v.bucket.Put(ctx, name, body)
+}
+
+// allFrames is the stored bytes of the frames that this run has written.
+func (p *packer) allFrames() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.framed
 }
 
 func (p *packer) failed() error {

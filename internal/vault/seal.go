@@ -116,11 +116,11 @@ func (w *Writer) finish(ctx context.Context, c SealConfig) (s Sealed, r *revisio
 	if err := w.placeForSettling(ctx, taken); err != nil {
 		return s, nil, err
 	}
-	dead, err := w.settle(ctx, m)
+	dead, live, err := w.settle(ctx, m)
 	if err != nil {
 		return s, nil, err
 	}
-	r, err = w.sealing(ctx, c, s, root, taken, dead)
+	r, err = w.sealing(ctx, c, s, root, taken, dead, live)
 	return s, r, err
 }
 
@@ -138,8 +138,9 @@ func (w *Writer) placeForSettling(ctx context.Context, taken []object) error {
 	})
 }
 
-// sealing is the revision that makes the version real.
-func (w *Writer) sealing(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadList) (*revision, error) {
+// sealing is the revision that makes the version real, which stores live bytes of its
+// own.
+func (w *Writer) sealing(ctx context.Context, c SealConfig, s Sealed, root *blockmap.Node, taken []object, dead deadList, live int64) (*revision, error) {
 	row, err := w.current(ctx)
 	if err != nil {
 		return nil, err
@@ -164,6 +165,9 @@ func (w *Writer) sealing(ctx context.Context, c SealConfig, s Sealed, root *bloc
 			return err
 		}
 		if err := tx.UpdateVersion(row, edge); err != nil {
+			return err
+		}
+		if err := tx.SetStored(row.ID, live, row.Sealed); err != nil {
 			return err
 		}
 		if err := bump(tx, row.Parent); err != nil {
@@ -227,15 +231,17 @@ func (s slotSet) has(slot uint16) bool {
 }
 
 // settle finds the slots written under the version that its final map does not
-// have. In one run these are the spine nodes that checkpoints wrote. After a
-// restart they are found by walking what the map has of the version's own
+// have, and sums up the stored bytes of the others. In one run these are the spine
+// nodes that checkpoints wrote. After a restart they are found by walking what the map has of the version's own
 // segments: the cost is what was written, not what the disk has.
-func (w *Writer) settle(ctx context.Context, m blockmap.Map) (dead deadList, err error) {
+func (w *Writer) settle(ctx context.Context, m blockmap.Map) (dead deadList, stored int64, err error) {
 	if !w.again {
+		stored = w.pack.allFrames()
 		for _, r := range w.builder.Superseded() {
 			dead.add(r)
+			stored -= int64(r.Length)
 		}
-		return dead, nil
+		return dead, stored, nil
 	}
 	var own []meta.Segment
 	err = w.v.db.View(ctx, func(tx *meta.Tx) (err error) {
@@ -243,27 +249,29 @@ func (w *Writer) settle(ctx context.Context, m blockmap.Map) (dead deadList, err
 		return err
 	})
 	if err != nil {
-		return dead, err
+		return dead, 0, err
 	}
 	live := map[snapferry.SegmentID]*slotSet{}
 	for _, s := range own {
 		live[s.ID] = &slotSet{}
 	}
 	if err := w.v.markOwn(ctx, snapferry.Position{Level: blockmap.RootLevel}, m.Root, live); err != nil {
-		return dead, err
+		return dead, 0, err
 	}
 	for _, s := range own {
 		lengths, err := w.v.lengths(ctx, s.ID)
 		if err != nil {
-			return dead, err
+			return dead, 0, err
 		}
 		for slot, n := range lengths {
 			if !live[s.ID].has(slot) {
 				dead.add(snapferry.Ref{Segment: s.ID, Slot: slot, Length: n})
+				continue
 			}
+			stored += int64(n)
 		}
 	}
-	return dead, nil
+	return dead, stored, nil
 }
 
 // lengths returns the stored length of each frame of a segment, by slot.

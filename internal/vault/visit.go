@@ -314,7 +314,7 @@ func (v *Vault) markDead(ctx context.Context, f *family, dead deadList, fence Fe
 		if _, err := sameEdge(tx, &f.self); err != nil {
 			return err
 		}
-		done, err = dead.mark(tx)
+		done, err = dead.markOf(tx, f.self.ID)
 		return err
 	})
 	if err != nil {
@@ -361,7 +361,7 @@ func (v *Vault) spliceAll(ctx context.Context, ss []*splicing, fence Fence, st *
 		rs[i] = &revision{
 			row: s.f.self, edge: s.f.self.Edge, forwarded: true, forward: s.f.self.Parent,
 			begin: func(tx *meta.Tx) (err error) {
-				blocks[i], err = s.blocks.mark(tx)
+				blocks[i], err = s.blocks.markOf(tx, s.f.self.ID)
 				return err
 			},
 			commit: func(tx *meta.Tx, row meta.Version) error {
@@ -372,7 +372,7 @@ func (v *Vault) spliceAll(ctx context.Context, ss []*splicing, fence Fence, st *
 				if err != nil {
 					return err
 				}
-				if nodes[i], err = s.nodes.mark(tx); err != nil {
+				if nodes[i], err = s.nodes.markOf(tx, s.f.self.ID); err != nil {
 					return err
 				}
 				return unlink(tx, s.f, now, row.Revision)
@@ -392,8 +392,8 @@ func (v *Vault) spliceAll(ctx context.Context, ss []*splicing, fence Fence, st *
 	}
 }
 
-// unlink gives the children of a ghost its parent and forgets the ghost.
-// revision is that of its last record.
+// unlink gives the child of a ghost its parent, and what it stores, and forgets the
+// ghost. revision is that of its last record.
 func unlink(tx *meta.Tx, f *family, now meta.Version, revision uint64) error {
 	grave := meta.Grave{Version: f.self.ID, Chain: f.self.Chain, Revision: now.Reserved, Kept: false}
 	for i := range f.children {
@@ -412,6 +412,9 @@ func unlink(tx *meta.Tx, f *family, now meta.Version, revision uint64) error {
 			return err
 		}
 		grave.Child = c.ID
+	}
+	if err := tx.HandStored(f.self.ID, grave.Child, time.Now()); err != nil {
+		return err
 	}
 	if err := tx.DeleteVersion(f.self.ID); err != nil {
 		return err
@@ -605,6 +608,14 @@ func (d *deadList) mark(tx *meta.Tx) (f freed, err error) {
 		f.slots, f.bytes = f.slots+n, f.bytes+bytes
 	}
 	return f, nil
+}
+
+// markOf is mark for what only one version has, which stores so much less then.
+func (d *deadList) markOf(tx *meta.Tx, id snapferry.VersionID) (f freed, err error) {
+	if f, err = d.mark(tx); err == nil {
+		err = tx.AddStored(id, -f.bytes, time.Now())
+	}
+	return f, err
 }
 
 // forgetDead drops what the caches know of segments that lost frames: they may

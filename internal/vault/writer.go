@@ -45,6 +45,7 @@ type Writer struct {
 	made        sync.WaitGroup
 	cperr       error
 	durable     func(snapferry.Counts) // told what a checkpoint remembers
+	reached     atomic.Int64           // see Reached
 }
 
 // delivered is a leaf that has ended.
@@ -124,6 +125,7 @@ func (v *Vault) Write(ctx context.Context, id snapferry.VersionID, c WriteConfig
 		if w.base.Root, err = decodeRoot(cp.Root, row.Size); err == nil {
 			err = w.finished.UnmarshalBinary(cp.Finished)
 		}
+		w.reached.Store(reached(&w.finished, row.Size))
 	case !row.Parent.IsZero():
 		w.base, err = v.mapOf(parent)
 	default:
@@ -205,6 +207,28 @@ func (w *Writer) Finished(leaf uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.finished.Contains(int64(leaf))
+}
+
+// Reached returns the place on the disk, in bytes, up to which a checkpoint has all
+// leaves: those that follow it are still to come.
+func (w *Writer) Reached() int64 { return w.reached.Load() }
+
+// Reached returns the place on a disk of a size up to which a checkpoint has all
+// leaves, as Writer.Reached does.
+func Reached(c meta.Checkpoint, size int64) (int64, error) {
+	var finished extent.Set
+	if err := finished.UnmarshalBinary(c.Finished); err != nil {
+		return 0, snapferry.Errorf(snapferry.KindOf(err), "checkpoint of version %s: %w", c.Version, err)
+	}
+	return reached(&finished, size), nil
+}
+
+// reached is the end of the last of the leaves, which are finished in their order.
+func reached(finished *extent.Set, size int64) (end int64) {
+	for e := range finished.All() {
+		end = e.End()
+	}
+	return min(end*blockmap.LeafSpan, size)
 }
 
 // Changed returns the plain bytes of the blocks written so far, of leaves that are
@@ -294,13 +318,16 @@ func (w *Writer) startCheckpoint(ctx context.Context) error {
 	if err := w.pack.cut(ctx); err != nil {
 		return err
 	}
-	counts := w.counts()
+	counts, end := w.counts(), reached(&w.finished, w.row.Size)
 	w.running = true
 	w.made.Go(func() {
 		err := w.checkpoint(context.WithoutCancel(ctx), rootBytes, finished, counts)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.running, w.last, w.cperr = false, time.Now(), err
+		if err == nil {
+			w.reached.Store(end)
+		}
 		if err == nil && w.durable != nil {
 			w.durable(counts)
 		}
