@@ -214,7 +214,7 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 	p.begin(w, d.Present)
 	chain := r.limits.chain(r.name, &c)
 	cfg := transfer.Config{
-		Info: d.Info, Source: watched{from.Source(handleOf(c)), p.pulse}, Sink: sink{w}, Stats: &p.stats,
+		Info: d.Info, Source: watched{from.Source(handleOf(c)), p.pulse}, Sink: sink{w}, Stats: &p.stats, Memory: r.memory,
 		Limit: func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) },
 	}
 	pinned, stop := r.renewing(ctx, c)
@@ -598,5 +598,5 @@ func (s sink) NewFiller() (transfer.Filler, error) {
 type filler struct{ *vault.LeafWriter }
 
 func (f filler) Begin(ctx context.Context, t transfer.Ticket) error {
-	return f.LeafWriter.Begin(ctx, vault.Ticket(t))
+	return f.BeginFrames(ctx, vault.Ticket(t))
 }
