@@ -12,7 +12,7 @@ time.
 
 What is printed, as Markdown: the byte budget of a region, the key memory of its
 configuration; its resident memory, read ten times a second from /proc: the median
-while all copies were moving, and the peak (VmHWM); of the peak, what lay in files
+while all copies were under way, and the peak (VmHWM); of the peak, what lay in files
 (RssFile: the program itself for the most part); and the difference of peak and
 budget.
 """
@@ -92,7 +92,7 @@ def measure(args, many, results, name):
         if failed:
             raise SystemExit(f"a copy failed: {failed[0]}")
         active = [c for c in all if c["state"] not in ("done", "failed", "cancelled")]
-        moving.append((time.monotonic(), sum(c["state"] == "moving" for c in active)))
+        moving.append((time.monotonic(), sum(c["state"] != "queued" for c in active)))
         if not active:
             break
         time.sleep(0.5)

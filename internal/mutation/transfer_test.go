@@ -6,6 +6,7 @@ const (
 	xferRun     = transfer + "/run.go"
 	xferFill    = transfer + "/fill.go"
 	vaultLeaf   = "internal/vault/leaf.go"
+	ctlEstimate = control + "/copyprogress.go"
 	xferAlways  = "if !ok && b.asks > 0 {\n"
 	xferAlways2 = "func() bool { return b.asks == 0 }"
 )
@@ -41,11 +42,11 @@ var transferList = []mutation{
 		edits: []edit{{xferMemory, "\t\tm.put(p)\n\t}\n\tb.lent = nil\n", "\t\t_ = p\n\t}\n\tb.lent = nil\n"}},
 	},
 	{
-		name: "the stream's part of a request is not given back", pkg: transfer, test: "TestSharedMemory",
-		edits: []edit{{xferRun, "\t\tdefer d.budget.give(streamBytes)\n", ""}},
-	},
-	{
 		name: "blocks that have their places before the end of a leaf do not count", pkg: vault, test: "TestFlush",
 		edits: []edit{{vaultLeaf, "\tl.stored += len(l.frames)\n", "\tl.stored = len(l.frames)\n"}},
+	},
+	{
+		name: "time in which nothing came yet counts for the rate", pkg: control, test: "TestEstimatorBegin",
+		edits: []edit{{ctlEstimate, "(e.first.at.IsZero() || bytes <= e.first.bytes)", "e.first.at.IsZero()"}},
 	},
 }
