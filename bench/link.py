@@ -72,6 +72,7 @@ class Regions(SnapferryS2):
     told that east is where the link begins."""
 
     codec = "zstd"
+    text = ""  # of west's configuration, without a link
 
     def __init__(self, args, dir):
         super().__init__(args, dir)
@@ -80,14 +81,19 @@ class Regions(SnapferryS2):
     def over_link(self, args):
         """Runs west again with east at the end of a link."""
         self.close()
+        self.run(args)
+
+    def run(self, args):
+        """Runs both regions, with east at the end of a link."""
         config = f"{self.dev}/west/config.yaml"
-        with open(config) as f:
-            text = f.read()
+        if not self.text:
+            with open(config) as f:
+                self.text = f.read()
         with open(f"{self.dev}/east/config.yaml") as f:
             east = next(line.split()[-1] for line in f.read().split("peer:", 1)[1].splitlines() if "listen:" in line)
         self.link = Link(args, east)
         with open(config, "w") as f:
-            f.write(text.replace(east, self.link.address))
+            f.write(self.text.replace(east, self.link.address))
         self.log = open(f"{self.dir}/serve.log", "w")
         self.all = [subprocess.Popen([self.bin, "serve", "--config", f"{self.dev}/{r}/config.yaml"], stdout=self.log, stderr=self.log, env=self.env) for r in ("east", "west")]
         for r in ("east", "west"):

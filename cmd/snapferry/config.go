@@ -126,6 +126,11 @@ func (c *serverConfig) memory() int64 {
 	return c.Memory
 }
 
+// share is the part of memory that is so many bytes of the default one.
+func (c *serverConfig) share(bytes int64) int64 {
+	return int64(float64(c.memory()) * float64(bytes) / defaultMemory)
+}
+
 // grace is ReclaimGrace as package control wants it.
 func (c *serverConfig) grace() time.Duration {
 	switch {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/transfer"
 )
 
 const (
@@ -37,7 +38,7 @@ func (c *serverConfig) checkCopies() error {
 
 // copies is what package control wants to know of copies.
 func (c *serverConfig) copies() control.CopyConfig {
-	x := control.CopyConfig{AtOnce: c.CopiesAtOnce, Quotas: map[string]control.Quota{}}
+	x := control.CopyConfig{AtOnce: c.CopiesAtOnce, Quotas: map[string]control.Quota{}, Memory: c.share(transfer.DefaultMemory)}
 	for i := range c.Accounts {
 		a := &c.Accounts[i]
 		x.Quotas[a.Name] = control.Quota{Copies: a.Copies, Queued: a.QueuedCopies, Strict: a.StrictCopies}

@@ -206,7 +206,7 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 	sign := ed25519.PrivateKey(row.SignKey)
 	v, err := vault.New(vault.Config{
 		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log, Workers: max(2, runtime.NumCPU()),
-		Memory: int64(float64(s.cfg.memory()) * vault.DefaultMemory / defaultMemory),
+		Memory: s.cfg.share(vault.DefaultMemory),
 	})
 	if err != nil {
 		return nil, err

@@ -67,9 +67,10 @@ type Region struct {
 	copies    CopyConfig
 	operators map[string]bool
 	limits    *limits
-	begun     chan struct{}  // see Started
-	closed    atomic.Bool    // no volume is opened any more
-	behind    sync.WaitGroup // see afterwards
+	memory    *transfer.Memory // of copies, here and from here
+	begun     chan struct{}    // see Started
+	closed    atomic.Bool      // no volume is opened any more
+	behind    sync.WaitGroup   // see afterwards
 	answers   answers
 
 	mu       sync.Mutex
@@ -99,7 +100,7 @@ func New(c Config) *Region {
 		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{}, pulling: map[snapferry.CopyID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[tallyKey]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
-		copies: c.Copies.withDefaults(), limits: newLimits(), operators: c.Operators,
+		copies: c.Copies.withDefaults(), limits: newLimits(), memory: transfer.NewMemory(c.Copies.Memory), operators: c.Operators,
 	}
 }
 

@@ -236,7 +236,7 @@ func (r *Region) openPart(ctx context.Context, p *puller, m *part, from transfer
 	m.begin(w)
 	chain := r.limits.chain(r.name, &p.copy)
 	m.cfg = transfer.Config{
-		Info: m.d.Info, Source: watched{from.Source(handleOf(m.member)), p.pulse}, Sink: sink{w}, Stats: &m.stats,
+		Info: m.d.Info, Source: watched{from.Source(handleOf(m.member)), p.pulse}, Sink: sink{w}, Stats: &m.stats, Memory: r.memory,
 		Limit: func(ctx context.Context, n int) error { return p.pulse.pass(ctx, chain, itemBytes+n) },
 	}
 	return nil
@@ -417,5 +417,5 @@ func (s sink) NewFiller() (transfer.Filler, error) {
 type filler struct{ *vault.LeafWriter }
 
 func (f filler) Begin(ctx context.Context, t transfer.Ticket) error {
-	return f.LeafWriter.Begin(ctx, vault.Ticket(t))
+	return f.BeginFrames(ctx, vault.Ticket(t))
 }

@@ -141,7 +141,7 @@ func (f *limitedFrames) Next() (x transfer.Frame, err error) {
 type estimator struct {
 	mu      sync.Mutex
 	samples []sample // of the last minute, at most one a second
-	first   sample
+	first   sample   // the last one before something came; samples begin behind it
 }
 
 type sample struct {
@@ -165,8 +165,9 @@ func (e *estimator) add(now time.Time, bytes int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	x := sample{now, bytes}
-	if e.first.at.IsZero() {
-		e.first = x
+	if len(e.samples) == 0 && (e.first.at.IsZero() || bytes <= e.first.bytes) {
+		e.first = x // a plan and connections are made: that time is no measure of the link
+		return
 	}
 	if n := len(e.samples); n > 0 && now.Sub(e.samples[n-1].at) < paceEvery/2 {
 		return
@@ -208,10 +209,11 @@ func (e *estimator) recent(now time.Time) float64 {
 func (e *estimator) ends(now time.Time, left int64) *snapferry.Span {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.first.at.IsZero() || now.Sub(e.first.at) < warmUp {
+	if len(e.samples) == 0 || now.Sub(e.first.at) < warmUp {
 		return nil
 	}
 	last := e.samples[len(e.samples)-1]
+	// Something began to come between the first two.
 	all := float64(last.bytes-e.first.bytes) / max(last.at.Sub(e.first.at).Seconds(), 1)
 	short, long := e.rateOf(now, shortLook), e.rateOf(now, longLook)
 	slow, fast := min(short, long, max(all, long/2)), max(short, long)

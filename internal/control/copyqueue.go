@@ -26,6 +26,9 @@ type CopyConfig struct {
 	// Patience is how long a copy waits for its source, or for room, before it is
 	// given up; 0: three days.
 	Patience time.Duration
+	// Memory is the bytes that all copies, into the region and out of it, may have in
+	// memory together; 0: transfer.DefaultMemory.
+	Memory int64
 }
 
 // Quota is how many copies into this region an account may have.

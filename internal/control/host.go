@@ -407,24 +407,57 @@ type versionFrames struct {
 	from    int // byte of the first want's bitmap that comes next
 	frames  []vault.Frame
 	bytes   int64 // sent
+	lent    int64 // of the region's memory
 }
 
-// quarter is the bytes of a bitmap that stand for a quarter of a leaf.
-const quarter = 8
+const (
+	// quarter is the bytes of a bitmap that stand for a quarter of a leaf.
+	quarter = 8
+	// pieceBytes is the most that is read for one of them, with what lies between.
+	pieceBytes = 10 * snapferry.BlockSize
+)
+
+// borrow takes memory for what is read next and returns how many bytes of the bitmap
+// that may be: to the end of a quarter of a leaf, or less when the region's memory
+// has no room for it. Eight blocks are read whatever there is.
+func (f *versionFrames) borrow() int {
+	f.giveBack()
+	rest := quarter - f.from%quarter
+	for n := rest; n > 1; n = min(n-1, 2) {
+		if bytes := int64(n * pieceBytes); f.source.region.memory.Lend(bytes) {
+			f.lent = bytes
+			return n
+		}
+	}
+	f.reader.Shrink(2 * pieceBytes)
+	return 1
+}
+
+func (f *versionFrames) giveBack() {
+	if f.lent > 0 {
+		f.source.region.memory.Return(f.lent)
+		f.lent = 0
+	}
+}
 
 func (f *versionFrames) Next() (transfer.Frame, error) {
 	for len(f.frames) == 0 {
 		if len(f.want) == 0 {
 			return transfer.Frame{}, io.EOF
 		}
-		// A quarter of a leaf at a time: 4 MiB at most in memory.
 		w := &f.want[0]
-		var part blockmap.Bitmap
-		copy(part[f.from:], w.Blocks[f.from:f.from+quarter])
-		leaf := w.Leaf
-		if f.from += quarter; f.from == len(part) {
-			f.want, f.from = f.want[1:], 0
+		for f.from < len(w.Blocks) && w.Blocks[f.from] == 0 {
+			f.from++
 		}
+		if f.from == len(w.Blocks) {
+			f.want, f.from = f.want[1:], 0
+			continue
+		}
+		n := f.borrow()
+		var part blockmap.Bitmap
+		copy(part[f.from:], w.Blocks[f.from:f.from+n])
+		leaf := w.Leaf
+		f.from += n
 		var err error
 		if f.frames, err = f.reader.Read(f.ctx, f.source.m, leaf, part); err != nil {
 			return transfer.Frame{}, f.source.because(f.ctx, err)
@@ -440,6 +473,7 @@ func (f *versionFrames) Close() error {
 	if f.reader != nil {
 		f.reader.Close()
 		f.reader, f.frames = nil, nil
+		f.giveBack()
 		f.source.sent(f.bytes, 1)
 		f.release()
 	}

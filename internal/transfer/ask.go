@@ -23,10 +23,10 @@ const (
 // A leaf is a step with its ticket, until it is filled.
 type leaf struct {
 	Step
-	number uint64 // among those of the run
 	ticket Ticket
 	parts  []*part
 	coming atomic.Int32 // parts that have not come whole
+	handed atomic.Bool  // to those who fill leaves
 }
 
 // A part is what one request brings of a leaf.
@@ -36,6 +36,7 @@ type part struct {
 	rest   blockmap.Bitmap // blocks that have not come
 	near   blockmap.Bitmap // blocks that somebody has already
 	frames []Frame         // that came, ascending
+	whole  chan struct{}   // closed when it has come whole
 }
 
 // An ask is what one request asks for: part of one leaf, or several small leaves.
@@ -43,13 +44,30 @@ type ask struct {
 	parts  []*part
 	bytes  int64        // stored ones that it wants
 	blocks int          // that it wants
+	most   int          // chunks for what it wants
+	last   int64        // bytes used of the last of them
 	chunks [][]byte     // what came
 	unused atomic.Int32 // parts that were not filled in
 }
 
+// memory is the bytes that an ask takes from when it is made until what it brought
+// is filled in.
+func (a *ask) memory() int64 { return streamBytes + a.chunkBytes() }
+
+// chunkBytes is the part of it that is not the stream's.
+func (a *ask) chunkBytes() int64 { return int64(a.most) * chunkSize }
+
 // add adds a part of a leaf.
 func (a *ask) add(l *leaf, want blockmap.Bitmap, bytes int64) {
-	p := &part{leaf: l, ask: a, rest: want}
+	p := &part{leaf: l, ask: a, rest: want, whole: make(chan struct{})}
+	for i := range want.All() {
+		// As the frames come, or shorter ones, which take no more.
+		n := lengthOf(l.Node, l.Node.Presence.Rank(i))
+		if a.most == 0 || a.last+n > chunkSize {
+			a.most, a.last = a.most+1, 0
+		}
+		a.last += n
+	}
 	l.parts = append(l.parts, p)
 	l.coming.Add(1)
 	a.parts = append(a.parts, p)
@@ -167,7 +185,7 @@ func (r *run) stream(ctx context.Context, a *ask, f *flight) error {
 			if err := r.pace.hold(f, func() error { return r.pass(ctx, fr) }); err != nil {
 				return err
 			}
-			if err := r.keep(ctx, p, i, fr, f); err != nil {
+			if err := r.keep(p, i, fr); err != nil {
 				return err
 			}
 		}
@@ -195,8 +213,8 @@ func (r *run) pass(ctx context.Context, f Frame) error {
 	return r.Limit(ctx, len(f.Payload))
 }
 
-// keep copies a frame, which must be that of block i, when there is memory for it.
-func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) error {
+// keep copies a frame, which must be that of block i.
+func (r *run) keep(p *part, i int, f Frame) error {
 	if at := p.leaf.Leaf*blockmap.Fanout + uint64(i); f.Block != at {
 		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", f.Block, at)
 	}
@@ -206,12 +224,11 @@ func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) err
 	a := p.ask
 	k := len(a.chunks) - 1
 	if k < 0 || cap(a.chunks[k])-len(a.chunks[k]) < len(f.Payload) {
-		if r.budget.try(p.leaf.number, chunkSize) != nil {
-			if err := r.pace.hold(fl, func() error { return r.budget.take(ctx, p.leaf.number, chunkSize) }); err != nil {
-				return err
-			}
+		c, err := r.budget.chunk()
+		if err != nil {
+			return err
 		}
-		a.chunks = append(a.chunks, r.chunks.get())
+		a.chunks = append(a.chunks, c)
 		k++
 	}
 	off := len(a.chunks[k])
@@ -224,19 +241,20 @@ func (r *run) keep(ctx context.Context, p *part, i int, f Frame, fl *flight) err
 
 // came notes that a part is whole; with the last one its leaf can be filled.
 func (r *run) came(ctx context.Context, p *part) error {
+	close(p.whole)
 	if p.leaf.coming.Add(-1) > 0 {
 		return nil
 	}
 	return r.hand(ctx, p.leaf)
 }
 
-// used gives back the memory of a part that was filled in.
-func (r *run) used(p *part) {
-	a := p.ask
-	p.frames = nil
-	if a.unused.Add(-1) == 0 {
-		r.chunks.put(a.chunks)
-		r.budget.give(int64(len(a.chunks)) * chunkSize)
-		a.chunks = nil
+// used gives back the memory of parts that were filled in.
+func (r *run) used(parts []*part) {
+	for _, p := range parts {
+		p.frames = nil
+		if a := p.ask; a.unused.Add(-1) == 0 {
+			r.budget.done(a.chunkBytes(), a.chunks)
+			a.chunks = nil
+		}
 	}
 }

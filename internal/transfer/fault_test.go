@@ -119,7 +119,7 @@ func TestFaults(t *testing.T) {
 		s := &faulty{memory: disk, fault: f, at: at, err: snapferry.Errorf(snapferry.Unavailable, "the fault")}
 		st := new(transfer.Stats)
 		sink := newSink(base, disk)
-		err := transfer.Run(t.Context(), transfer.Config{Info: disk.info(), Source: s, Sink: sink, Stats: st, Memory: 2 << 20})
+		err := transfer.Run(t.Context(), transfer.Config{Info: disk.info(), Source: s, Sink: sink, Stats: st, Memory: transfer.NewMemory(2 << 20)})
 		if err != nil {
 			t.Errorf("%v: %v", f, err)
 		}
@@ -279,4 +279,64 @@ func TestPlanMemory(t *testing.T) {
 			t.Errorf("%d leaves were made before they were taken, of %d, want at most %d", most, taken, transfer.MaxNodes)
 		}
 	})
+}
+
+// held is a source that sends nothing until it is let go.
+type held struct {
+	*memory
+	free chan struct{}
+}
+
+func (s *held) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	select {
+	case <-s.free:
+		return s.memory.Blocks(ctx, want)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// TestSharedMemory copies several disks at once with memory for nothing: all come to
+// their ends, leaves that are more than a request too, and one whose source stands
+// still keeps none of the others.
+func TestSharedMemory(t *testing.T) {
+	d := simtest.NewDisk(64 << 20)
+	for i := range d.Size() / snapferry.BlockSize {
+		d.Fill(uint64(i), int(i)+1)
+	}
+	disk := &memory{m: mapOf(t, d), disk: d}
+	for _, limit := range []int64{1, 8 << 20, 30 << 20} {
+		synctestRun(t, fmt.Sprint(limit), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			mem := transfer.NewMemory(limit)
+			run := func(s transfer.Source) chan error {
+				ended := make(chan error, 1)
+				go func() {
+					sink := newSink(blockmap.Map{Size: disk.m.Size, Nodes: nodes{}}, disk)
+					ended <- transfer.Run(ctx, transfer.Config{Info: disk.info(), Source: s, Sink: sink, Stats: new(transfer.Stats), Memory: mem})
+				}()
+				return ended
+			}
+			slow := &held{disk, make(chan struct{})}
+			last := run(slow)
+			synctest.Wait()
+			var all []chan error
+			for range 3 {
+				all = append(all, run(disk))
+			}
+			for _, ended := range all {
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}
+			close(slow.free)
+			if err := <-last; err != nil {
+				t.Errorf("the one that was held: %v", err)
+			}
+			if mem.Beyond() != 0 {
+				t.Errorf("%d bytes are not given back", mem.Beyond())
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -20,7 +21,7 @@ func (r *run) fillers(ctx context.Context) error {
 	defer f.Close()
 	for {
 		select {
-		case l, ok := <-r.whole:
+		case l, ok := <-r.ready:
 			if !ok {
 				return nil
 			}
@@ -33,7 +34,8 @@ func (r *run) fillers(ctx context.Context) error {
 	}
 }
 
-// fill fills a leaf of which all has come.
+// fill fills a leaf. Where not all of it has come, what has gives its memory back
+// before the rest is waited for.
 func (r *run) fill(ctx context.Context, f Filler, l *leaf) error {
 	if err := f.Begin(ctx, l.ticket); err != nil {
 		return err
@@ -53,11 +55,26 @@ func (r *run) fill(ctx context.Context, f Filler, l *leaf) error {
 		}
 		return nil
 	}
+	filled := l.parts[:0:0]
 	for _, p := range l.parts {
+		select {
+		case <-p.whole:
+		default:
+			if err := f.Flush(ctx); err != nil {
+				return err
+			}
+			r.used(filled)
+			filled = filled[:0]
+			select {
+			case <-p.whole:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
 		if err := r.fillPart(ctx, f, p, keep); err != nil {
 			return err
 		}
-		r.used(p)
+		filled = append(filled, p)
 	}
 	if err := keep(blockmap.Fanout); err != nil {
 		return err
@@ -65,7 +82,8 @@ func (r *run) fill(ctx context.Context, f Filler, l *leaf) error {
 	if err := f.End(ctx); err != nil {
 		return err
 	}
-	r.budget.end(l.number)
+	r.used(filled)
+	r.budget.end()
 	blocks, moved := int64(l.Node.Len()), int64(l.Want.Count())
 	r.Stats.Settled.Add(blocks)
 	r.Stats.Reused.Add(blocks - moved)
@@ -148,5 +166,7 @@ func (r *run) putOne(ctx context.Context, f Filler, l *leaf, i int, d digest.Dig
 	if at := l.Leaf*blockmap.Fanout + uint64(i); fr.Block != at {
 		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", fr.Block, at)
 	}
+	// The frame is valid until the stream ends, and has to be until the leaf does.
+	fr.Payload = bytes.Clone(fr.Payload)
 	return put(f, i, d, fr)
 }

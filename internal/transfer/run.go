@@ -28,9 +28,9 @@ type Config struct {
 	// Streams is how many streams of blocks there are at most; 0 for 32. How many
 	// there are goes by the delay and the rate that are measured.
 	Streams int
-	// Memory bounds the bytes of what has come and was not filled in yet; 0 for
-	// DefaultMemory. The oldest leaf goes beyond it if it must, by 16 MiB at most.
-	Memory int64
+	// Memory bounds the bytes of what was asked for and is not filled in yet; nil
+	// for one of DefaultMemory for this run alone.
+	Memory *Memory
 	// Limit, if not nil, is called with the bytes of each frame, and about those of
 	// each node, that came, before the next one of its stream is taken, and may wait.
 	Limit func(ctx context.Context, bytes int) error
@@ -52,13 +52,17 @@ type Near interface {
 type run struct {
 	Config
 	budget *budget
-	chunks *chunks
 	pace   *pace
-	whole  chan *leaf // leaves all of whose blocks have come
+	ready  chan *leaf // leaves to be filled: all of their blocks have come, or must not wait
 }
 
-// maxFillers is how many leaves are filled at a time at most.
-const maxFillers = 4
+const (
+	// maxFillers is how many leaves are filled at a time at most.
+	maxFillers = 4
+	// minFillers is how many at least: one may wait for what the memory of another,
+	// which has all, would let come.
+	minFillers = 2
+)
 
 // Run fills the sink with the source's content. Everything is checked against
 // the source's digests before it counts; what an earlier run settled durably
@@ -76,27 +80,23 @@ func Run(ctx context.Context, c Config) error {
 	if c.Streams == 0 {
 		c.Streams = defaultStreams
 	}
-	if c.Memory == 0 {
-		c.Memory = DefaultMemory
+	if c.Memory == nil {
+		c.Memory = NewMemory(0)
 	}
 	if have := c.Sink.Size(); c.Info.Size != have {
 		return snapferry.Errorf(snapferry.Corrupt, "the source says that the disk has %d bytes, the copy was begun with %d", c.Info.Size, have)
 	}
-	mem, err := newChunks(c.Memory)
-	if err != nil {
-		return err
-	}
-	defer mem.close()
-	r := &run{Config: c, budget: newBudget(c.Memory), chunks: mem, pace: newPace(c.Streams), whole: make(chan *leaf, askLeaves)}
+	r := &run{Config: c, budget: c.Memory.join(), pace: newPace(c.Streams), ready: make(chan *leaf, askLeaves)}
+	defer r.budget.leave()
 	g, ctx := errgroup.WithContext(ctx)
 	watched, unwatch := context.WithCancel(ctx)
 	g.Go(func() error { r.pace.run(watched); return nil })
-	for range min(max(runtime.GOMAXPROCS(0), 2), maxFillers) {
+	for range min(max(runtime.GOMAXPROCS(0), minFillers), maxFillers) {
 		g.Go(func() error { return r.fillers(ctx) })
 	}
 	g.Go(func() error {
 		defer unwatch()
-		defer close(r.whole)
+		defer close(r.ready)
 		streams, ctx := errgroup.WithContext(ctx)
 		err := r.dispatch(ctx, streams)
 		if err2 := streams.Wait(); err == nil || err2 != nil {
@@ -139,20 +139,17 @@ func (r *run) dispatch(ctx context.Context, streams *errgroup.Group) error {
 type dispatcher struct {
 	*run
 	streams *errgroup.Group
-	leaves  uint64 // so many it has had
-	next    *ask   // of small leaves
+	next    *ask // of small leaves
 }
 
 // leaf lets a leaf be filled.
 func (d *dispatcher) leaf(ctx context.Context, l *leaf) error {
-	l.number = d.leaves
-	d.leaves++
-	if d.budget.try(l.number, nodeBytes) != nil {
+	if !d.budget.tryLeaf() {
 		// What was put together may be what the memory waits for.
 		if err := d.flush(ctx); err != nil {
 			return err
 		}
-		if err := d.budget.take(ctx, l.number, nodeBytes); err != nil {
+		if err := d.budget.leaf(ctx); err != nil {
 			return err
 		}
 	}
@@ -203,17 +200,39 @@ func (d *dispatcher) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.reserve(ctx, a); err != nil {
+		d.pace.leave(f)
+		return err
+	}
 	d.streams.Go(func() error {
+		defer d.budget.give(streamBytes)
 		defer d.pace.leave(f)
 		return d.fetch(ctx, a, f)
 	})
 	return nil
 }
 
-// hand gives a leaf to those who fill leaves.
+// reserve takes the memory of an ask.
+func (d *dispatcher) reserve(ctx context.Context, a *ask) error {
+	if d.budget.tryAsk(a.memory()) {
+		return nil
+	}
+	if p := a.parts[0]; p != p.leaf.parts[0] {
+		// What has come of the leaf has what the rest of it waits for.
+		if err := d.hand(ctx, p.leaf); err != nil {
+			return err
+		}
+	}
+	return d.budget.ask(ctx, a.memory())
+}
+
+// hand gives a leaf to those who fill leaves, once.
 func (r *run) hand(ctx context.Context, l *leaf) error {
+	if l.handed.Swap(true) {
+		return nil
+	}
 	select {
-	case r.whole <- l:
+	case r.ready <- l:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

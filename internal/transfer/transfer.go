@@ -100,8 +100,11 @@ type Filler interface {
 	Keep(i int, d digest.Digest) error
 	// Put sets a block to plain bytes, as many as lie within the disk.
 	Put(i int, plain []byte) error
-	// PutFrame sets a block to a frame's content, which must have digest d.
+	// PutFrame sets a block to a frame's content, which must have digest d. The
+	// payload must not change before Flush or End.
 	PutFrame(i int, d digest.Digest, codec snapferry.Codec, rawLength int, payload []byte) error
+	// Flush stores what was set, and needs none of it any more.
+	Flush(ctx context.Context) error
 	End(ctx context.Context) error
 	Close()
 }

@@ -173,13 +173,14 @@ func (s *sink) NewFiller() (transfer.Filler, error) { return &filler{sink: s}, n
 
 type filler struct {
 	*sink
-	base *blockmap.Node
-	leaf uint64
-	got  blockmap.Node
+	base  *blockmap.Node
+	leaf  uint64
+	got   blockmap.Node
+	frame map[digest.Digest][]byte // put and not flushed
 }
 
 func (f *filler) Begin(ctx context.Context, t transfer.Ticket) (err error) {
-	f.leaf, f.got = t.Leaf, blockmap.Node{}
+	f.leaf, f.got, f.frame = t.Leaf, blockmap.Node{}, map[digest.Digest][]byte{}
 	f.base, err = f.sink.base.Leaf(ctx, t.Leaf)
 	return err
 }
@@ -196,6 +197,7 @@ func (f *filler) PutFrame(i int, d digest.Digest, _ snapferry.Codec, raw int, p 
 	if raw != len(p) || raw > snapferry.BlockSize || digest.Block(p) != d {
 		return snapferry.Errorf(snapferry.Corrupt, "frame does not match")
 	}
+	f.frame[d] = p
 	f.got.Append(i, d, snapferry.Ref{}, 0)
 	return nil
 }
@@ -205,7 +207,21 @@ func (f *filler) Put(i int, p []byte) error {
 	return nil
 }
 
+// Flush reads what was put as late as a filler may.
+func (f *filler) Flush(context.Context) error {
+	for d, p := range f.frame {
+		if digest.Block(p) != d {
+			return snapferry.Errorf(snapferry.Internal, "a frame of leaf %d has changed since it was put", f.leaf)
+		}
+	}
+	clear(f.frame)
+	return nil
+}
+
 func (f *filler) End(ctx context.Context) error {
+	if err := f.Flush(ctx); err != nil {
+		return err
+	}
 	if f.want != nil {
 		n, err := f.want.m.Leaf(ctx, f.leaf)
 		if err != nil || n.Presence != f.got.Presence || !slices.Equal(n.Digests, f.got.Digests) {

@@ -34,6 +34,13 @@ func (v *Vault) NewFrameReader() *FrameReader {
 // Close ends the reader; what it read is not valid any more.
 func (r *FrameReader) Close() { r.fetch.v.readers.Put(r) }
 
+// Shrink gives up a buffer of more than n bytes; what was read is not valid any more.
+func (r *FrameReader) Shrink(n int) {
+	if cap(r.fetch.buf) > n {
+		r.fetch.buf = nil
+	}
+}
+
 // Read returns the frames of the blocks of a leaf that want has, ascending.
 // They are valid until the next call. A block that the map does not have is
 // NotFound.

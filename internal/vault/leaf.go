@@ -21,6 +21,8 @@ type LeafWriter struct {
 	seq    uint64
 	frames []staged
 	data   []byte // the frames' payloads; lent by the vault from Begin to End
+	bare   bool   // begun by BeginFrames
+	stored int    // blocks that have their places already
 	has    blockmap.Bitmap
 	digest [blockmap.Fanout]digest.Digest
 	refs   [blockmap.Fanout]snapferry.Ref
@@ -64,8 +66,23 @@ func (l *LeafWriter) Begin(ctx context.Context, t Ticket) (err error) {
 			return err
 		}
 	}
-	l.leaf, l.seq = t.Leaf, t.Seq
-	l.frames, l.data = l.frames[:0], l.data[:0]
+	l.data, l.bare = l.data[:0], false
+	return l.begin(ctx, t)
+}
+
+// BeginFrames is Begin for a leaf whose frames are the caller's: what PutFrame is
+// given must stay as it is until Flush or End. It waits for nothing.
+func (l *LeafWriter) BeginFrames(ctx context.Context, t Ticket) error {
+	if t.Leaf >= blockmap.Leaves(l.w.row.Size) {
+		return snapferry.Errorf(snapferry.Invalid, "leaf %d lies beyond the size of %d bytes", t.Leaf, l.w.row.Size)
+	}
+	l.bare = true
+	return l.begin(ctx, t)
+}
+
+func (l *LeafWriter) begin(ctx context.Context, t Ticket) (err error) {
+	l.leaf, l.seq, l.stored = t.Leaf, t.Seq, 0
+	l.frames = l.frames[:0]
 	l.has = blockmap.Bitmap{}
 	l.base, err = l.w.base.Leaf(ctx, t.Leaf)
 	return err
@@ -103,8 +120,14 @@ func (l *LeafWriter) Put(i int, plain []byte) error {
 	if l.inherit(i, d) {
 		return nil
 	}
+	if l.bare {
+		out, codec := l.comp.append(make([]byte, 0, len(plain)+slack), plain)
+		l.stage(i, d, codec, len(plain), bytes.Clone(out))
+		return nil
+	}
 	off := len(l.data)
 	out, codec := l.comp.append(l.data[off:off:cap(l.data)], plain)
+	l.data = l.data[:off+len(out)]
 	l.stage(i, d, codec, len(plain), out)
 	return nil
 }
@@ -134,8 +157,12 @@ func (l *LeafWriter) PutFrame(i int, d digest.Digest, codec snapferry.Codec, raw
 	if beyond := l.plain[blockLength(at, l.w.row.Size):]; !bytes.Equal(beyond, zeros[:len(beyond)]) {
 		return snapferry.Errorf(snapferry.Corrupt, "block %d has content beyond the size of the disk", at)
 	}
-	off := len(l.data)
-	l.stage(i, d, codec, rawLength, append(l.data[off:off:cap(l.data)], payload...))
+	if !l.bare {
+		off := len(l.data)
+		l.data = append(l.data, payload...)
+		payload = l.data[off:]
+	}
+	l.stage(i, d, codec, rawLength, payload)
 	return nil
 }
 
@@ -167,7 +194,6 @@ func (l *LeafWriter) inherit(i int, d digest.Digest) bool {
 }
 
 func (l *LeafWriter) stage(i int, d digest.Digest, codec snapferry.Codec, raw int, payload []byte) {
-	l.data = l.data[:len(l.data)+len(payload)]
 	l.has.Set(i)
 	l.digest[i] = d
 	l.frames = append(l.frames, staged{block: i, payload: payload, info: snapferry.FrameInfo{
@@ -176,9 +202,20 @@ func (l *LeafWriter) stage(i int, d digest.Digest, codec snapferry.Codec, raw in
 	}})
 }
 
+// Flush gives the blocks that were put their places. Those of a leaf whose blocks
+// are not given theirs all at once may lie in several segments.
+func (l *LeafWriter) Flush(ctx context.Context) error {
+	if err := l.w.pack.add(ctx, l.frames, &l.refs); err != nil {
+		return err
+	}
+	l.stored += len(l.frames)
+	l.frames, l.data = l.frames[:0], l.data[:0]
+	return nil
+}
+
 // End gives the new blocks their places and hands the leaf over.
 func (l *LeafWriter) End(ctx context.Context) error {
-	err := l.w.pack.add(ctx, l.frames, &l.refs)
+	err := l.Flush(ctx)
 	l.giveBack()
 	if err != nil {
 		return err
@@ -189,5 +226,5 @@ func (l *LeafWriter) End(ctx context.Context) error {
 			n.Append(i, l.digest[i], l.refs[i], 0)
 		}
 	}
-	return l.w.deliver(ctx, l.seq, delivered{node: n, changed: int64(len(l.frames)) * snapferry.BlockSize})
+	return l.w.deliver(ctx, l.seq, delivered{node: n, changed: int64(l.stored) * snapferry.BlockSize})
 }

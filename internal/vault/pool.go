@@ -30,19 +30,23 @@ const (
 // memory follows the budget, not the number of writers.
 type pool struct {
 	budget *semaphore.Weighted
+	plenty int64 // bytes up to which it does not matter what idle buffers have
 	mu     sync.Mutex
-	idle   [][]byte
+	idle   []buffer // not lent; guarded by mu, like what follows
+	paid   int64    // for all that are lent
 }
 
 func newPool(budget int64) *pool {
-	return &pool{budget: semaphore.NewWeighted(max(budget, minBudget))}
+	budget = max(budget, minBudget)
+	return &pool{budget: semaphore.NewWeighted(budget), plenty: budget / 2}
 }
 
-// A buffer is address space of bufferSize bytes of which paid may be touched.
+// A buffer is address space of bufferSize bytes of which paid may be touched, and
+// touched may have been.
 type buffer struct {
-	pool *pool
-	mem  []byte
-	paid int
+	pool          *pool
+	mem           []byte
+	paid, touched int
 }
 
 // get waits for the shares that n bytes need, all at once: whoever waits holds
@@ -54,19 +58,26 @@ func (p *pool) get(ctx context.Context, n int) (*buffer, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.paid += int64(paid)
 	if n := len(p.idle); n > 0 {
-		mem := p.idle[n-1]
+		b := p.idle[n-1]
 		p.idle = p.idle[:n-1]
-		return &buffer{pool: p, mem: mem, paid: paid}, nil
+		if b.touched > paid && p.paid > p.plenty {
+			// What others pay for must be there for them.
+			_ = unix.Madvise(b.mem[min(paid, bufferSize):min(b.touched, bufferSize)], unix.MADV_DONTNEED) // else it stays
+			b.touched = paid
+		}
+		return &buffer{pool: p, mem: b.mem, paid: paid, touched: max(b.touched, paid)}, nil
 	}
 	mem, err := unix.Mmap(-1, 0, bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
+		p.paid -= int64(paid)
 		p.budget.Release(int64(paid))
 		return nil, snapferry.Errorf(snapferry.Full, "no memory for a segment buffer of %d bytes: %w", bufferSize, err)
 	}
 	// Huge pages make the disk's part of a put cheaper; without them it works too.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-	return &buffer{pool: p, mem: mem, paid: paid}, nil
+	return &buffer{pool: p, mem: mem, paid: paid, touched: paid}, nil
 }
 
 // grow pays until n bytes may be touched; false when the budget is used up.
@@ -76,6 +87,10 @@ func (b *buffer) grow(n int) bool {
 			return false
 		}
 		b.paid += share
+		b.touched = max(b.touched, b.paid)
+		b.pool.mu.Lock()
+		b.pool.paid += share
+		b.pool.mu.Unlock()
 	}
 	return true
 }
@@ -84,8 +99,8 @@ func (b *buffer) grow(n int) bool {
 func (p *pool) trim() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, mem := range p.idle {
-		_ = unix.Munmap(mem) // cannot fail for a mapping that mmap returned
+	for _, b := range p.idle {
+		_ = unix.Munmap(b.mem) // cannot fail for a mapping that mmap returned
 	}
 	p.idle = nil
 }
@@ -97,8 +112,9 @@ func (b *buffer) release() {
 	}
 	p := b.pool
 	p.mu.Lock()
-	if len(p.idle) < keepIdle {
-		p.idle = append(p.idle, b.mem)
+	p.paid -= int64(b.paid)
+	if len(p.idle) < keepIdle && p.paid <= p.plenty {
+		p.idle = append(p.idle, *b)
 	} else {
 		// Unmapping cannot fail for a mapping that mmap returned.
 		_ = unix.Munmap(b.mem)

@@ -406,3 +406,54 @@ func TestGivenUp(t *testing.T) {
 	}
 	r.Check(t, simtest.NoGarbage)
 }
+
+// TestFlush fills a leaf in pieces, whose frames lie in several segments: one is closed
+// between them. What was put may change after each piece.
+func TestFlush(t *testing.T) {
+	const size = 1 << 24
+	r := simtest.NewRegion(t, simtest.Options{})
+	id, w := open(t, r, r.Volume(r.Account("a"), "disk"), snapferry.VersionID{}, size)
+	ticket, err := w.Ticket(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := w.NewLeafWriter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.BeginFrames(t.Context(), ticket); err != nil {
+		t.Fatal(err)
+	}
+	want := simtest.NewDisk(size)
+	p := make([]byte, 2*snapferry.BlockSize) // of the caller
+	for i := range 6 {
+		q := p[i%2*snapferry.BlockSize:][:copy(p[i%2*snapferry.BlockSize:], simtest.Content(i+1))]
+		if err := l.PutFrame(40*i, digest.Block(q), snapferry.Stored, len(q), q); err != nil {
+			t.Fatal(err)
+		}
+		want.Fill(uint64(40*i), i+1)
+		if i%2 == 1 {
+			if err := l.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Checkpoint(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	plain := simtest.Content(9)
+	if err := errors.Join(l.Put(255, plain), l.End(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	want.Fill(255, 9)
+	s, err := w.Seal(t.Context(), vault.SealConfig{Hold: simtest.Hold(id), Want: want.Digest()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Changed != 7*snapferry.BlockSize {
+		t.Errorf("changed: got %d bytes, want those of 7 blocks", s.Changed)
+	}
+	r.WantContent(t, id, want)
+	r.Check(t, simtest.NoGarbage)
+}
