@@ -12,12 +12,15 @@ import (
 
 const (
 	// A request has at most so many stored bytes, blocks and leaves. A quarter of
-	// a leaf is what a source reads at once.
+	// a leaf is what a source reads at once. See pace.size for smaller ones.
 	askBytes  = 4 << 20
+	leastAsk  = 1 << 20
 	askBlocks = blockmap.Fanout
 	askLeaves = 64
-	// quarter is the blocks of a quarter of a leaf.
-	quarter = blockmap.Fanout / 4
+	// A leaf is cut into pieces of so many blocks: a quarter, or as many as the least
+	// request has if they cannot be compressed.
+	quarter   = blockmap.Fanout / 4
+	sixteenth = blockmap.Fanout / 16
 )
 
 // A leaf is a step with its ticket, until it is filled.
@@ -76,9 +79,9 @@ func (a *ask) add(l *leaf, want blockmap.Bitmap, bytes int64) {
 	a.blocks += want.Count()
 }
 
-// full reports whether an ask has no room for more.
-func (a *ask) full() bool {
-	return a.bytes >= askBytes || a.blocks >= askBlocks || len(a.parts) >= askLeaves
+// full reports whether an ask of so many bytes has no room for more.
+func (a *ask) full(most int64) bool {
+	return a.bytes >= most || a.blocks >= askBlocks || len(a.parts) >= askLeaves
 }
 
 // lengthOf is the stored bytes of the k-th block of a leaf: its frame is never
@@ -90,19 +93,23 @@ func lengthOf(n *blockmap.Node, k int) int64 {
 	return min(int64(n.Refs[k].Length), snapferry.BlockSize)
 }
 
-// split cuts what a leaf wants in parts of at most askBytes, in quarters of the
-// leaf, and calls add with each.
-func split(l *leaf, add func(want blockmap.Bitmap, bytes int64)) {
+// split cuts what a leaf wants in parts of at most so many bytes, or a little more, at
+// quarters or sixteenths of the leaf, and calls add with each.
+func split(l *leaf, most int64, add func(want blockmap.Bitmap, bytes int64)) {
 	var want blockmap.Bitmap
 	var bytes int64
-	for q := 0; q < blockmap.Fanout; q += quarter {
+	piece := quarter
+	if most < askBytes {
+		piece = sixteenth
+	}
+	for q := 0; q < blockmap.Fanout; q += piece {
 		var more blockmap.Bitmap
 		var n int64
-		for i := l.Want.Next(q); i < q+quarter; i = l.Want.Next(i + 1) {
+		for i := l.Want.Next(q); i < q+piece; i = l.Want.Next(i + 1) {
 			more.Set(i)
 			n += lengthOf(l.Node, l.Node.Presence.Rank(i))
 		}
-		if want != (blockmap.Bitmap{}) && bytes+n > askBytes {
+		if want != (blockmap.Bitmap{}) && bytes+n > most {
 			add(want, bytes)
 			want, bytes = blockmap.Bitmap{}, 0
 		}

@@ -64,6 +64,14 @@ func (p *pace) window() int64 {
 	return int64(p.factor * max(minAsked, 2*p.rate*p.delay.Seconds()+askBytes))
 }
 
+// size is how many bytes a request is to be for. Where it is more streams that bring
+// more they are smaller, because a request takes memory for all that it may bring.
+func (p *pace) size() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(int64(askBytes/p.factor), leastAsk)
+}
+
 // enter waits until there may be one more flight, for so many bytes.
 func (p *pace) enter(ctx context.Context, bytes int64) (*flight, error) {
 	for {

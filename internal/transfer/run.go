@@ -161,21 +161,22 @@ func (d *dispatcher) leaf(ctx context.Context, l *leaf) error {
 	for i := range l.Want.All() {
 		bytes += lengthOf(l.Node, l.Node.Presence.Rank(i))
 	}
-	if d.next.bytes+bytes > askBytes || d.next.blocks+l.Want.Count() > askBlocks {
+	most := d.pace.size()
+	if d.next.bytes+bytes > most || d.next.blocks+l.Want.Count() > askBlocks {
 		if err := d.flush(ctx); err != nil {
 			return err
 		}
 	}
-	if bytes <= askBytes {
+	if bytes <= most {
 		d.next.add(l, l.Want, bytes)
-		if d.next.full() {
+		if d.next.full(most) {
 			return d.flush(ctx)
 		}
 		return nil
 	}
 	// Its parts count before the first of them can come.
 	var asks []*ask
-	split(l, func(want blockmap.Bitmap, bytes int64) {
+	split(l, most, func(want blockmap.Bitmap, bytes int64) {
 		a := &ask{}
 		a.add(l, want, bytes)
 		asks = append(asks, a)
