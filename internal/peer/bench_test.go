@@ -189,12 +189,14 @@ func BenchmarkCopyLoopback(b *testing.B) {
 		all = append(all, p.imported(b, string(rune('a'+i)), random(size)))
 	}
 	var parts time.Duration
+	written := 0
 	b.Run("parts", func(b *testing.B) {
 		var read, write, carry time.Duration
-		for n := 0; b.Loop(); n++ {
+		for b.Loop() {
 			var frames [][]transfer.Frame
 			frames, read = readAlone(b, p.east, all[0])
-			write = p.writeAlone(b, fmt.Sprint("parts", n), all[0], frames)
+			write = p.writeAlone(b, fmt.Sprint("parts", written), all[0], frames)
+			written++
 			carry = tlsAlone(b, size)
 		}
 		parts = read + write + carry
