@@ -155,7 +155,7 @@ def restic(args, dir, connections, results):
     env = dict(os.environ, RESTIC_PASSWORD="x", RESTIC_FROM_PASSWORD="x")
     quiet = {"env": env, "check": True, "stdout": subprocess.DEVNULL}
     subprocess.run(["restic", "-q", "init", "-r", f"{dir}/from"], **quiet)
-    subprocess.run(["restic", "-q", "--no-cache", "--pack-size", "64", "-r", f"{dir}/from", "backup", "--no-scan", args.image], **quiet)
+    subprocess.run(["restic", "-q", "--no-cache", "--pack-size", "64", "-r", f"{dir}/from", "backup", args.image], **quiet)
     subprocess.run(["restic", "-q", "init", "-r", f"{dir}/to", "--from-repo", f"{dir}/from", "--copy-chunker-params"], **quiet)
     port = free_port()
     with open(f"{dir}/restic.log", "w") as log:
