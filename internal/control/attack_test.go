@@ -196,6 +196,37 @@ func TestReleaseCutShort(t *testing.T) {
 	})
 }
 
+// TestDeleteAfterRelease deletes again what waits for pins, by force or not, when the
+// last pin was released and whoever did that came no further: it is gone then.
+func TestDeleteAfterRelease(t *testing.T) {
+	w := newWorld(t)
+	h, c := control.Host{Region: w.east.Control}, transfer.Caller{Region: "west", Account: "a"}
+	for what, del := range map[string]func(context.Context, snapferry.AccountID, snapferry.SnapshotID) error{
+		"delete": w.east.Control.Delete, "by force": w.east.Control.Abandon,
+	} {
+		s := w.imported(firstDisk())
+		x, err := h.Pin(t.Context(), c, transfer.Pin{Snapshot: s.ID, Copy: snapferry.NewCopyID(), Incarnation: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.east.Control.Delete(t.Context(), w.atEast, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		var p meta.Pin
+		w.east.View(func(tx *meta.Tx) (err error) { p, err = tx.Pin(x.Pin); return err })
+		err = w.east.Vault.Release(t.Context(), meta.Hold{Version: p.Version, Kind: "pin", Owner: p.ID}, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := del(t.Context(), w.atEast, s.ID); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		_, err = w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
+		wantKind(t, what, err, snapferry.NotFound)
+	}
+	w.check()
+}
+
 // TestDeleteAtOnce: several delete one snapshot; each is told that it is gone,
 // and no record of a loser stays.
 func TestDeleteAtOnce(t *testing.T) {

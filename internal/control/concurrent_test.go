@@ -278,3 +278,54 @@ func TestReadAtEndOfCopy(t *testing.T) {
 	w.settled(w.west, w.atWest, c.ID)
 	noPins(t, w.east, s.ID)
 }
+
+// TestReadAfterBrokenPin reads a volume that lies on a copy under way, whose pin was
+// broken and whose source is there: the read takes the pin again, and does not fail.
+func TestReadAfterBrokenPin(t *testing.T) {
+	w, m := newMeeting(t)
+	d := smallDisk()
+	s := w.imported(d)
+	asked, open := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	fn := func(ctx context.Context, source int32) {
+		if source > 1 { // not that of the copy
+			return
+		}
+		once.Do(func() { close(asked) })
+		select {
+		case <-open:
+		case <-ctx.Done():
+		}
+	}
+	m.blocks.Store(&fn)
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-asked
+	all, err := w.west.Control.CreateVolumes(t.Context(), w.atWest, control.VolumeRequest{Snapshot: c.ID, Name: "early"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := w.west.Control.Live(t.Context(), all[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("got pins %v, %v, want one", pins, err)
+	}
+	if err := w.east.Control.BreakPin(t.Context(), w.east.Account("root"), pins[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	got, want := make([]byte, snapferry.BlockSize), make([]byte, snapferry.BlockSize)
+	if _, err := v.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ReadAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Error("the volume has other bytes than the source")
+	}
+	close(open)
+	w.ready(c.ID, d)
+	noPins(t, w.east, s.ID)
+}

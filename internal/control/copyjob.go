@@ -193,7 +193,7 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 		}
 		defer m.w.Close()
 	}
-	pinned, stop := r.renewing(ctx, from, c)
+	pinned, stop := r.renewing(ctx, from, p)
 	defer stop()
 	if err := r.planCopyRun(pinned, p, from); err != nil {
 		return err
@@ -248,7 +248,7 @@ func (r *Region) planCopyRun(ctx context.Context, p *puller, from transfer.Remot
 	for _, m := range p.parts {
 		planner := transfer.Planner{Info: m.cfg.Info, Source: m.cfg.Source, Base: m.w.Base(), Limit: m.cfg.Limit}
 		if err := planner.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
-			return r.blame(ctx, from, &p.copy, m.member, err)
+			return r.blameRun(ctx, from, p, m.member, err)
 		}
 		plan := planned(m.cfg.Info, planner.Totals, m.row.Parent, p.copy.Full)
 		m.expect(plan.MoveBytes)
@@ -277,7 +277,7 @@ func (r *Region) movePart(ctx context.Context, p *puller, m *part, from transfer
 		// What has arrived is kept for the next run, if it can be.
 		_ = m.w.Checkpoint(context.WithoutCancel(ctx))
 	}
-	return r.blame(ctx, from, &p.copy, m.member, err)
+	return r.blameRun(ctx, from, p, m.member, err)
 }
 
 // commitCopy seals the versions, and makes the snapshots ready, all at once.

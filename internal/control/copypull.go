@@ -64,6 +64,7 @@ type puller struct {
 	rate  estimator // of the bytes that cross
 
 	telling sync.Mutex // held by report
+	pinning sync.Mutex // held by who looks at the pins, until the context has ended for what was found
 
 	mu   sync.Mutex
 	seen copyProgress // of earlier runs, as the last heartbeat saw them; its Idle is guarded by mu

@@ -196,7 +196,28 @@ func (g *growing) readOpen(ctx context.Context, first uint64, dst []byte) (*vaul
 	if im != nil || err != nil {
 		return im, ended(ctx, err)
 	}
-	return nil, ended(ctx, g.readParts(ctx, first, dst))
+	if err = g.readParts(ctx, first, dst); snapferry.IsKind(err, snapferry.NotFound) {
+		err = g.blame(ctx, err)
+	}
+	return nil, ended(ctx, err)
+}
+
+// blame looks for the reason why the source is not found. When the pin of the copy
+// was broken, and is there again, the read may be tried again: Unavailable.
+func (g *growing) blame(ctx context.Context, err error) error {
+	c, m, err2 := g.r.memberOf(ctx, g.id)
+	if err2 != nil || c.State.Terminal() {
+		return err
+	}
+	from, err2 := g.r.remote(ctx, c.Source.Region, c.Account)
+	if err2 != nil {
+		return err
+	}
+	why := g.r.blame(ctx, from, &c, m, err)
+	if errors.Is(why, err) {
+		return errTakenAgain // by the copy, just now
+	}
+	return why
 }
 
 // ended makes an error of what was ended for a commit errCommits.
@@ -341,17 +362,9 @@ func (g *growing) parts(ctx context.Context) (p parts, err error) {
 	return p, err
 }
 
-// far returns the image of the source of a copy.
-func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfer.Image, error) {
-	e := r.earlyOf(version)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.image != nil {
-		return e.image, nil
-	}
-	var c meta.Copy
-	var member meta.CopyMember
-	err := r.db.View(ctx, func(tx *meta.Tx) error {
+// memberOf returns the copy that makes a version, and what it is of that.
+func (r *Region) memberOf(ctx context.Context, version snapferry.VersionID) (c meta.Copy, member meta.CopyMember, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
 		rows, err := tx.SnapshotsOfVersion(version)
 		if err != nil {
 			return err
@@ -367,6 +380,18 @@ func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfe
 		}
 		return err
 	})
+	return c, member, err
+}
+
+// far returns the image of the source of a copy.
+func (r *Region) far(ctx context.Context, version snapferry.VersionID) (*transfer.Image, error) {
+	e := r.earlyOf(version)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.image != nil {
+		return e.image, nil
+	}
+	c, member, err := r.memberOf(ctx, version)
 	if err != nil {
 		return nil, err
 	}

@@ -218,25 +218,31 @@ const (
 	renewTime = 10 * time.Second
 )
 
-// renewing renews the pins of a copy until it is stopped, and ends the context when
-// there is no source any more, for which the cause is an endedError then.
-func (r *Region) renewing(ctx context.Context, from transfer.Remote, c *meta.Copy) (_ context.Context, stop func()) {
+// errTakenAgain ends a run whose pin was broken: what was asked for before may fail yet
+// for that, and the next run asks again.
+var errTakenAgain = snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
+
+// renewing renews the pins of a copy until it is stopped, and ends the context with
+// the error of renew when there is one.
+func (r *Region) renewing(ctx context.Context, from transfer.Remote, p *puller) (_ context.Context, stop func()) {
 	ctx, end := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for wait(ctx, nil, renewEvery); ctx.Err() == nil; wait(ctx, nil, renewEvery) {
-			if err := r.renew(ctx, from, c); err != nil {
+			p.pinning.Lock()
+			if err := r.renew(ctx, from, &p.copy); err != nil {
 				end(err)
 			}
+			p.pinning.Unlock()
 		}
 	}()
 	return ctx, func() { end(nil); <-ended }
 }
 
 // renew renews the pins of a copy, and takes those again that were broken. Its error
-// is an endedError: there is nothing left to pin. A source that cannot be asked is
-// none.
+// is errTakenAgain or an endedError: there is nothing left to pin. A source that cannot
+// be asked is none.
 func (r *Region) renew(ctx context.Context, from transfer.Remote, c *meta.Copy) error {
 	ctx, stop := context.WithTimeout(ctx, renewTime)
 	defer stop()
@@ -245,8 +251,8 @@ func (r *Region) renew(ctx context.Context, from transfer.Remote, c *meta.Copy) 
 		if snapferry.IsKind(err, snapferry.NotFound) {
 			err = r.repin(ctx, from, c, m.Source)
 		}
-		if gone := (*endedError)(nil); errors.As(err, &gone) {
-			return gone
+		if endsRun(err) {
+			return err
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -258,14 +264,20 @@ func (r *Region) renew(ctx context.Context, from transfer.Remote, c *meta.Copy) 
 	return nil
 }
 
-// repin takes a pin of a copy again that was broken.
+// endsRun reports whether an error of the pins of a copy ends its run.
+func endsRun(err error) bool {
+	var gone *endedError
+	return errors.As(err, &gone) || errors.Is(err, errTakenAgain)
+}
+
+// repin takes a pin of a copy again that was broken: errTakenAgain when it has.
 func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, id snapferry.SnapshotID) error {
 	if _, err := sourceOf(ctx, from, c, id); err != nil {
 		return err
 	}
 	_, err := r.pin(ctx, from, c, id)
 	if err == nil {
-		return nil
+		return errTakenAgain
 	}
 	if _, gone := sourceOf(ctx, from, c, id); gone != nil {
 		return gone // it is deleted just now
@@ -276,9 +288,6 @@ func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, 
 // blame looks for the reason of an error that came while a copy was reading a source:
 // when its pin was broken, it takes a new one, if there is something left to pin.
 func (r *Region) blame(ctx context.Context, from transfer.Remote, c *meta.Copy, m meta.CopyMember, err error) error {
-	if gone := (*endedError)(nil); errors.As(context.Cause(ctx), &gone) {
-		return gone
-	}
 	if !snapferry.IsKind(err, snapferry.NotFound) || ctx.Err() != nil {
 		return err
 	}
@@ -287,9 +296,17 @@ func (r *Region) blame(ctx context.Context, from transfer.Remote, c *meta.Copy, 
 		return err // it is not that
 	}
 	if snapferry.IsKind(err2, snapferry.NotFound) {
-		if err2 = r.repin(ctx, from, c, m.Source); err2 == nil {
-			err2 = snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and taken again")
-		}
+		err2 = r.repin(ctx, from, c, m.Source)
 	}
 	return err2
+}
+
+// blameRun is blame for a run, whose ctx ends for what a renewal of the pins finds.
+func (r *Region) blameRun(ctx context.Context, from transfer.Remote, p *puller, m meta.CopyMember, err error) error {
+	p.pinning.Lock()
+	defer p.pinning.Unlock()
+	if cause := context.Cause(ctx); endsRun(cause) {
+		return cause
+	}
+	return r.blame(ctx, from, &p.copy, m, err)
 }

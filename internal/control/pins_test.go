@@ -245,6 +245,53 @@ func TestBreakPin(t *testing.T) {
 	w.east.Check(t, simtest.NoGarbage)
 }
 
+// TestBreakPinSeenLate breaks the pin of a copy, which takes it again as it renews it;
+// what it has asked for before fails for that only then: it goes on.
+func TestBreakPinSeenLate(t *testing.T) {
+	t.Parallel() // it waits for the next renewal
+	w := newWorldWith(t, func(*simtest.Options) {})
+	d := firstDisk()
+	s := w.imported(d)
+	asked, open := make(chan struct{}, 100), make(chan struct{})
+	w.toEast.Wrap(func(src transfer.Source) transfer.Source { return &late{src, asked, open} })
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	<-asked
+	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("got pins %v, %v, want one", pins, err)
+	}
+	if err := w.east.Control.BreakPin(t.Context(), w.east.Account("root"), pins[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	idle(t, w.east, "the renewal", func(tx *meta.Tx) (bool, error) {
+		pins, err := tx.PinsOf(s.ID)
+		return len(pins) == 1, err
+	})
+	close(open)
+	w.ready(c.ID, d)
+	w.ended(c.Copy, snapferry.EndedDone, 1)
+	noPins(t, w.east, s.ID)
+	w.check()
+}
+
+// late is a source that does not know the pin of what is asked before it is opened,
+// and says so only then.
+type late struct {
+	transfer.Source
+	asked, open chan struct{}
+}
+
+func (s *late) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+	select {
+	case <-s.open:
+		return s.Source.Blocks(ctx, want)
+	default:
+	}
+	s.asked <- struct{}{}
+	<-s.open
+	return nil, snapferry.Errorf(snapferry.NotFound, "the pin was broken")
+}
+
 // TestDisown leaves pins in east of copies that west does not know, or has ended:
 // the next start of west releases them, and no other.
 func TestDisown(t *testing.T) {

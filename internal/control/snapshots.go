@@ -216,7 +216,7 @@ func (r *Region) delete(ctx context.Context, account snapferry.AccountID, id sna
 			return Host{r}.finishDelete(ctx, id)
 		}
 	case s.State == snapferry.SnapshotDeleting:
-		return nil
+		return Host{r}.finishDelete(ctx, id) // whoever released the last pin may have failed to
 	case !s.State.Settled():
 		if err := r.discard(ctx, s, force); err != nil {
 			return err

@@ -126,8 +126,20 @@ var controlList = []mutation{
 		edits: []edit{{control + "/metering.go", "\tfor i, m := range c.Members {\n", "\tfor i, m := range c.Members[:1] {\n"}},
 	},
 	{
+		name: "what was asked before a pin was taken again ends the copy", pkg: control, test: "TestBreakPinSeenLate",
+		edits: []edit{{control + "/pins.go", "\tif cause := context.Cause(ctx); endsRun(cause) {\n\t\treturn cause\n\t}\n", ""}},
+	},
+	{
+		name: "a volume does not look why the source is not found", pkg: control, test: "TestReadAfterBrokenPin",
+		edits: []edit{{control + "/early.go", "\t\terr = g.blame(ctx, err)\n", ""}},
+	},
+	{
+		name: "a deletion that nobody finished waits on", pkg: control, test: "TestDeleteAfterRelease",
+		edits: []edit{{ctlSnaps, "\t\treturn Host{r}.finishDelete(ctx, id) // whoever", "\t\treturn nil // whoever"}},
+	},
+	{
 		name: "a copy does not renew its pin", pkg: control, test: "TestForcedDeleteUnseen",
-		edits: []edit{{control + "/pins.go", "\t\t\tif err := r.renew(ctx, from, c); err != nil {", "\t\t\tif err := ctx.Err(); err != nil {"}},
+		edits: []edit{{control + "/pins.go", "\t\t\tif err := r.renew(ctx, from, &p.copy); err != nil {", "\t\t\tif err := ctx.Err(); err != nil {"}},
 	},
 	{
 		name: "a copy does not look at its pin before its commit", pkg: control, test: "TestForcedDeleteUnseen",
