@@ -29,7 +29,7 @@ import sys
 import time
 
 from compare import Snapferry
-from link import HERE, Regions
+from link import HERE, Regions, prepared
 
 MARKS = (10, 25, 50, 75, 90)
 FINAL = ("done", "failed", "cancelled")
@@ -181,13 +181,7 @@ def main():
     p.add_argument("--mib", type=int, default=512)
     p.add_argument("--only", default="alone,rate,two,increment,deadline")
     p.add_argument("--bin", default=os.path.join(HERE, "..", "bin", "snapferry"))
-    args = p.parse_args()
-    args.dir = os.path.abspath(args.dir)
-    os.makedirs(args.dir, exist_ok=True)
-    if os.listdir(args.dir):
-        raise SystemExit(f"{args.dir} is not empty")
-    args.linktest = f"{args.dir}/linktest"
-    subprocess.run(["go", "build", "-o", args.linktest, "./bench/linktest"], check=True, cwd=os.path.join(HERE, ".."))
+    args = prepared(p.parse_args())
     r, table, lines = Disks(args, args.dir), Table(), []
     r.run(args)
     try:

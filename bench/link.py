@@ -52,6 +52,17 @@ def free_port():
         return s.getsockname()[1]
 
 
+def prepared(args):
+    """Returns the arguments of a script when its directory is empty, and the proxy in it."""
+    args.dir = os.path.abspath(args.dir)
+    os.makedirs(args.dir, exist_ok=True)
+    if os.listdir(args.dir):
+        raise SystemExit(f"{args.dir} is not empty")
+    args.linktest = f"{args.dir}/linktest"
+    subprocess.run(["go", "build", "-o", args.linktest, "./bench/linktest"], check=True, cwd=os.path.join(HERE, ".."))
+    return args
+
+
 class Link:
     """A long link to an address of this machine."""
 
@@ -190,13 +201,7 @@ def main():
     p.add_argument("--runs", type=int, default=1)
     p.add_argument("--image")
     p.add_argument("--bin", default=os.path.join(HERE, "..", "bin", "snapferry"))
-    args = p.parse_args()
-    args.dir = os.path.abspath(args.dir)
-    os.makedirs(args.dir, exist_ok=True)
-    if os.listdir(args.dir):
-        raise SystemExit(f"{args.dir} is not empty")
-    args.linktest = f"{args.dir}/linktest"
-    subprocess.run(["go", "build", "-o", args.linktest, "./bench/linktest"], check=True, cwd=os.path.join(HERE, ".."))
+    args = prepared(p.parse_args())
     if not args.image:
         args.image = f"{args.dir}/disk.raw"
         with open(args.image, "wb") as f:

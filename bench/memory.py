@@ -25,7 +25,7 @@ import threading
 import time
 
 from compare import Snapferry
-from link import HERE, Regions
+from link import HERE, Regions, prepared
 
 DEFAULT = 220 << 20  # the budget of a region whose configuration has none
 
@@ -101,9 +101,11 @@ def measure(args, many, results, name):
     # All were under way between the first and the last time that so many were seen.
     most = max(n for _, n in moving)
     full = [t for t, n in moving if n == most]
+    if most < args.copies or len(full) < 2:
+        print(f"  {name}: {most} of {args.copies} copies were seen at once, {len(full)} times: take larger disks", file=sys.stderr)
     for r, p in pids.items():
         rows = sampler.samples[p]
-        steady = statistics.median(s["VmRSS"] for t, s in rows if full[0] <= t <= full[-1])
+        steady = statistics.median([s["VmRSS"] for t, s in rows if full[0] <= t <= full[-1]] or [0])
         top = max((s for _, s in rows), key=lambda s: s["VmRSS"])
         results.append((name, r, most, took, args.memory, steady, status(p)["VmHWM"], top["RssFile"]))
         if args.samples:
@@ -126,13 +128,7 @@ def main():
     p.add_argument("--only", choices=("link", "direct"))
     p.add_argument("--samples", help="beginning of the names of files for all samples")
     p.add_argument("--bin", default=os.path.join(HERE, "..", "bin", "snapferry"))
-    args = p.parse_args()
-    args.dir = os.path.abspath(args.dir)
-    os.makedirs(args.dir, exist_ok=True)
-    if os.listdir(args.dir):
-        raise SystemExit(f"{args.dir} is not empty")
-    args.linktest = f"{args.dir}/linktest"
-    subprocess.run(["go", "build", "-o", args.linktest, "./bench/linktest"], check=True, cwd=os.path.join(HERE, ".."))
+    args = prepared(p.parse_args())
     results = []
     many = Many(args, args.dir)
     many.configure(args.memory)
