@@ -329,3 +329,30 @@ func TestReadAfterBrokenPin(t *testing.T) {
 	w.ready(c.ID, d)
 	noPins(t, w.east, s.ID)
 }
+
+// TestDeleteOfSettledJustNow deletes a snapshot that is being made; when the deletion
+// comes to end that, it has failed just before: it is deleted all the same.
+func TestDeleteOfSettledJustNow(t *testing.T) {
+	w := newWorld(t)
+	s := w.imported(smallDisk())
+	var row meta.Snapshot
+	w.east.Update(func(tx *meta.Tx) (err error) {
+		if row, err = tx.Snapshot(s.ID); err != nil {
+			return err
+		}
+		row.ID, row.State, row.Version = snapferry.NewSnapshotID(), snapferry.SnapshotCreating, snapferry.VersionID{}
+		return tx.InsertSnapshot(row)
+	})
+	deleted := make(chan error, 1)
+	w.east.Update(func(tx *meta.Tx) error {
+		go func() { deleted <- w.east.Control.Delete(t.Context(), w.atEast, row.ID) }()
+		time.Sleep(100 * time.Millisecond) // it has looked, and waits to change what it saw
+		row.State = snapferry.SnapshotFailed
+		return tx.UpdateSnapshot(row)
+	})
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	_, err := w.east.Control.Snapshot(t.Context(), w.atEast, row.ID)
+	wantKind(t, "the deleted snapshot", err, snapferry.NotFound)
+}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -218,7 +219,9 @@ func (r *Region) delete(ctx context.Context, account snapferry.AccountID, id sna
 	case s.State == snapferry.SnapshotDeleting:
 		return Host{r}.finishDelete(ctx, id) // whoever released the last pin may have failed to
 	case !s.State.Settled():
-		if err := r.discard(ctx, s, force); err != nil {
+		if err := r.discard(ctx, s, force); errors.Is(err, errSettled) {
+			return r.delete(ctx, account, id, force)
+		} else if err != nil {
 			return err
 		}
 		// A job that was cancelled before it ran gives nothing back.
@@ -318,6 +321,9 @@ func forget(tx *meta.Tx, account snapferry.AccountID, id snapferry.SnapshotID) e
 	return audit(tx, account, "DeleteSnapshot", string(id), "")
 }
 
+// errSettled is the error of discard when there is nothing to end any more.
+var errSettled = snapferry.Errorf(snapferry.Conflict, "the snapshot has settled meanwhile")
+
 // discard ends the making of a snapshot, or of all those that one copy makes: they
 // are gone for their owner at once, jobs clear up.
 func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error {
@@ -327,7 +333,7 @@ func (r *Region) discard(ctx context.Context, s meta.Snapshot, force bool) error
 			return err
 		}
 		if now.State.Settled() {
-			return snapferry.Errorf(snapferry.Conflict, "snapshot %s has become %s meanwhile", s.ID, now.State).WithHint("delete it again")
+			return errSettled
 		}
 		if now.Copy == "" {
 			version, err := unmake(tx, now, force)

@@ -134,6 +134,10 @@ var controlList = []mutation{
 		edits: []edit{{control + "/early.go", "\t\terr = g.blame(ctx, err)\n", ""}},
 	},
 	{
+		name: "what has settled just now is not deleted", pkg: control, test: "TestDeleteOfSettledJustNow",
+		edits: []edit{{ctlSnaps, "errors.Is(err, errSettled) {", "errors.Is(err, errSettled) && false {"}},
+	},
+	{
 		name: "a deletion that nobody finished waits on", pkg: control, test: "TestDeleteAfterRelease",
 		edits: []edit{{ctlSnaps, "\t\treturn Host{r}.finishDelete(ctx, id) // whoever", "\t\treturn nil // whoever"}},
 	},
