@@ -13,6 +13,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/layer"
+	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/record"
