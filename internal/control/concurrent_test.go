@@ -331,6 +331,26 @@ func TestReadAfterBrokenPin(t *testing.T) {
 	noPins(t, w.east, s.ID)
 }
 
+// TestPinTakenTooLate has a process that does not know that its copy was ended by
+// another one find its pin gone, and take it again: no pin is left.
+func TestPinTakenTooLate(t *testing.T) {
+	w, m := newMeeting(t)
+	s := w.imported(smallDisk())
+	fn := func(ctx context.Context, _ int32) { <-ctx.Done() }
+	m.blocks.Store(&fn)
+	c := w.copy(control.CopyRequest{Source: s.ID})
+	if err := w.west.Control.CancelCopy(t.Context(), w.atWest, c.Copy, false); err != nil {
+		t.Fatal(err)
+	}
+	noPins(t, w.east, s.ID)
+	if err := w.west.Control.Repin(t.Context(), w.toEast.As("a"), c.Copy); snapferry.IsKind(err, snapferry.Unavailable) {
+		t.Errorf("got %v: the copy goes on", err)
+	}
+	if pins, err := w.east.Control.Pins(t.Context(), w.atEast); err != nil || len(pins) > 0 {
+		t.Errorf("got pins %v, %v, want none", pins, err)
+	}
+}
+
 // TestDeleteOfSettledJustNow deletes a snapshot that is being made; when the deletion
 // comes to end that, it has failed just before: it is deleted all the same.
 func TestDeleteOfSettledJustNow(t *testing.T) {

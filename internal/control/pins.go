@@ -275,14 +275,28 @@ func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, 
 	if _, err := sourceOf(ctx, from, c, id); err != nil {
 		return err
 	}
-	_, err := r.pin(ctx, from, c, id)
+	h, err := r.pin(ctx, from, c, id)
 	if err == nil {
-		return errTakenAgain
+		return r.keepsOrReleases(ctx, from, c.ID, h)
 	}
 	if _, gone := sourceOf(ctx, from, c, id); gone != nil {
 		return gone // it is deleted just now
 	}
 	return snapferry.Errorf(snapferry.Unavailable, "the pin of the copy was broken, and could not be taken again: %w", err)
+}
+
+// keepsOrReleases returns errTakenAgain when a copy whose pin was taken again just
+// now needs it. One that another process, or another request, has ended meanwhile may
+// have released its pins before that: nobody else would release this one.
+func (r *Region) keepsOrReleases(ctx context.Context, from transfer.Remote, id snapferry.CopyID, h transfer.Handle) error {
+	c, err := r.copyRow(ctx, id)
+	if err != nil || !c.State.Terminal() {
+		return errTakenAgain
+	}
+	if err := from.Release(ctx, h, c.Ending); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+		r.log.DebugContext(ctx, "a pin of a copy that has ended stays until the next look", "copy", id, "err", err)
+	}
+	return &endedError{snapferry.Errorf(snapferry.Cancelled, "copy %s has ended", id), c.Ending}
 }
 
 // blame looks for the reason of an error that came while a copy was reading a source:

@@ -138,6 +138,10 @@ var controlList = []mutation{
 		edits: []edit{{ctlSnaps, "errors.Is(err, errSettled) {", "errors.Is(err, errSettled) && false {"}},
 	},
 	{
+		name: "a pin that is taken again for a copy that has ended stays", pkg: control, test: "TestPinTakenTooLate",
+		edits: []edit{{control + "/pins.go", "if err != nil || !c.State.Terminal() {\n\t\treturn errTakenAgain", "if err != nil || true {\n\t\treturn errTakenAgain"}},
+	},
+	{
 		name: "a deletion that nobody finished waits on", pkg: control, test: "TestDeleteAfterRelease",
 		edits: []edit{{ctlSnaps, "\t\treturn Host{r}.finishDelete(ctx, id) // whoever", "\t\treturn nil // whoever"}},
 	},
