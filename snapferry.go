@@ -94,6 +94,8 @@ type Snapshot struct {
 	Source      *CopySource   `json:"source,omitempty"`      // set when it is a copy
 	Copy        CopyID        `json:"copy,omitempty"`        // the copy that makes or made it
 	Version     VersionID     `json:"-"`
+	Encrypted   bool          `json:"encrypted"`
+	Key         KeyID         `json:"key,omitempty"` // master key, of an encrypted one
 	Counts      Counts        `json:"bytes"`
 	Progress    *Progress     `json:"progress,omitempty"`  // while it is being made
 	Queue       *Queue        `json:"queue,omitempty"`     // of a copy that waits for its turn

@@ -353,11 +353,11 @@ func (r *Region) copyVolume(tx *meta.Tx, account snapferry.AccountID, from snapf
 	if from == r.name {
 		return tx.Volume(d.VolumeID)
 	}
-	vol, err := tx.VolumeByOrigin(account, from, d.VolumeID)
+	vol, err := tx.VolumeByOrigin(account, from, d.VolumeID, "")
 	if !snapferry.IsKind(err, snapferry.NotFound) {
 		return vol, err
 	}
-	chain, err := tx.ChainByOrigin(account, from, d.Chain)
+	chain, err := tx.ChainByOrigin(account, from, d.Chain, "")
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		chain = meta.Chain{
 			ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true,

@@ -143,9 +143,9 @@ func (r *Region) baseFor(ctx context.Context, account snapferry.AccountID, req C
 		var err error
 		if req.From == r.name {
 			vol, err = tx.Volume(d.VolumeID)
-		} else if vol, err = tx.VolumeByOrigin(account, req.From, d.VolumeID); snapferry.IsKind(err, snapferry.NotFound) {
+		} else if vol, err = tx.VolumeByOrigin(account, req.From, d.VolumeID, ""); snapferry.IsKind(err, snapferry.NotFound) {
 			var chain meta.Chain
-			chain, err = tx.ChainByOrigin(account, req.From, d.Chain)
+			chain, err = tx.ChainByOrigin(account, req.From, d.Chain, "")
 			vol.Chain = chain.ID
 		}
 		if snapferry.IsKind(err, snapferry.NotFound) {

@@ -42,6 +42,7 @@ const rooms = `
 3 internal/pki
 3 internal/handoff
 3 internal/limit
+4 internal/keystore
 4 internal/vault
 4 internal/head
 4 internal/source

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -103,6 +104,16 @@ func (c blobColumn) Scan(src any) error {
 		return &badColumn{fmt.Errorf("%d bytes where %d must be", len(s), len(c.p))}
 	}
 	return &badColumn{fmt.Errorf("%.40v is not a blob", src)}
+}
+
+var errDigest = errors.New("a digest of another length")
+
+// digestBytes is a digest as it is stored; nil for the zero digest.
+func digestBytes(d digest.Digest) []byte {
+	if d.IsZero() {
+		return nil
+	}
+	return d[:]
 }
 
 func digestOrNull(d digest.Digest) any {

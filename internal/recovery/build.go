@@ -290,7 +290,9 @@ func (r *run) putVolumes(tx *meta.Tx) error {
 	}
 	if r.who.dump != nil {
 		for _, v := range r.who.dump.Volumes {
-			rows[v.ID] = meta.Volume(v)
+			rows[v.ID] = meta.Volume{
+				ID: v.ID, Account: v.Account, Name: v.Name, Chain: v.Chain, OriginRegion: v.OriginRegion, OriginVolume: v.OriginVolume, Created: v.Created,
+			}
 		}
 	}
 	r.report.Volumes = int64(len(rows))
