@@ -85,8 +85,8 @@ func (k *SegmentKey) Seal(dst, plain []byte, slot uint16, f snapferry.FrameInfo)
 }
 
 // Open appends the frame that Seal sealed for the same slot and info to dst.
-// Anything else gives an error of Kind Corrupt. It does not allocate when dst
-// has the room and does not overlap sealed.
+// Anything else gives an error of Kind Corrupt. dst may be sealed[:0], else must
+// not overlap it. It does not allocate more than a nonce when dst has the room.
 func (k *SegmentKey) Open(dst, sealed []byte, slot uint16, f snapferry.FrameInfo) ([]byte, error) {
 	aad := k.aad(slot, f)
 	plain, err := k.frames.Open(dst, nil, sealed, aad[:])

@@ -112,11 +112,7 @@ func (s *Store) chain(ctx context.Context, id snapferry.ChainID) (*chain, error)
 	if ok {
 		return c, nil
 	}
-	var row meta.Chain
-	err := s.cfg.DB.View(ctx, func(tx *meta.Tx) (err error) {
-		row, err = tx.Chain(id)
-		return err
-	})
+	row, err := s.lookup(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,7 @@ type Store struct {
 	cfg     Config
 	keyring *kms.Keyring
 	current atomic.Pointer[record.Keyring]
+	lookup  func(ctx context.Context, id snapferry.ChainID) (meta.Chain, error)
 	changes sync.Mutex // held while the keyring is changed
 
 	mu     sync.Mutex
@@ -62,6 +63,33 @@ type chain struct {
 // has both places say the same. The error is Corrupt when neither can be read with
 // the region's key: nothing was changed then.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
+	s := newStore(cfg)
+	if _, err := s.keyring.Driver(s.cfg.Default); err != nil {
+		return nil, err
+	}
+	s.lookup = func(ctx context.Context, id snapferry.ChainID) (row meta.Chain, err error) {
+		err = cfg.DB.View(ctx, func(tx *meta.Tx) (err error) {
+			row, err = tx.Chain(id)
+			return err
+		})
+		return row, err
+	}
+	if err := s.reconcile(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Offline returns a Store without a region: of a keyring that was read, and of the
+// chains that lookup knows. It only opens what is sealed.
+func Offline(cfg Config, ring *record.Keyring, lookup func(ctx context.Context, id snapferry.ChainID) (meta.Chain, error)) *Store {
+	s := newStore(cfg)
+	s.lookup = lookup
+	s.current.Store(ring)
+	return s
+}
+
+func newStore(cfg Config) *Store {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -75,13 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	cfg.Keys.Drivers, cfg.Keys.Log = drivers, cfg.Log
 	s.keyring = kms.New(cfg.Keys)
-	if _, err := s.keyring.Driver(cfg.Default); err != nil {
-		return nil, err
-	}
-	if err := s.reconcile(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s
 }
 
 // Close clears the data keys in memory.

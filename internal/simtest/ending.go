@@ -137,7 +137,7 @@ func (w *World) rot() {
 	w.log("byte %d of object %s of %s is damaged", at%o.Size, o.Name, s.Name)
 	s.Faulty.FlipByte(o.Name, at%o.Size)
 	report, err := fsck.Run(w.ctx, fsck.Config{
-		DB: s.DB, Bucket: s.Bucket, Vault: s.Another(), Region: s.Name, SignPublic: s.PublicKey(), Deep: true,
+		DB: s.DB, Bucket: s.Bucket, Vault: s.Another(), Region: s.Name, SignPublic: s.PublicKey(), Deep: true, Keys: s.Keys,
 	})
 	if err != nil || report.Clean {
 		w.fail("%s: byte %d of object %s is damaged, and the check finds nothing: %v", s.Name, at%o.Size, o.Name, err)
