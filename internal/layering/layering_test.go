@@ -37,7 +37,7 @@ const rooms = `
 2 nbd
 3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
-3 internal/kms filekms kmstest
+3 internal/kms filekms awskms azurekms transitkms alikms kmstest
 3 internal/layer layertest
 3 internal/pki
 3 internal/handoff
@@ -80,6 +80,7 @@ github.com/minio             internal/blob/s3blob
 github.com/Azure             internal/kms
 github.com/aliyun            internal/kms
 github.com/hashicorp/vault   internal/kms
+github.com/openbao           internal/kms
 cloud.google.com             internal/kms
 `
 
