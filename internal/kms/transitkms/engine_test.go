@@ -17,7 +17,7 @@ import (
 
 // engine is a Transit engine in memory: its tokens, its keys with their versions,
 // their states, and AES-GCM with associated data. Status and words are those of
-// OpenBao 2.6, with which the tests of this package run too when there is one.
+// OpenBao 2.6.2; TestServerAndEngine holds it against a real one.
 type engine struct {
 	mu     sync.Mutex
 	tokens map[string]bool
@@ -71,7 +71,7 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.tokens[r.Header.Get("X-Vault-Token")] {
-		refuse(w, http.StatusForbidden, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
+		refuse(w, http.StatusForbidden, "permission denied")
 		return
 	}
 	var body struct {
@@ -135,17 +135,18 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// check refuses what the kind or the state of a key forbids before anything else.
 func (k *engineKey) check(aad string) error {
 	switch {
-	case k.softDeleted:
-		return errors.New("refusing to use soft-deleted key")
-	case k.derived:
-		return errors.New("missing 'context' for key derivation; the key was created using a derived key, which means additional, per-request information must be included in order to perform operations with the key")
 	case aad != "" && !bindingType(k.typ):
 		return fmt.Errorf("'[0].associated_data' provided for non-AEAD cipher suite %s", k.typ)
+	case k.softDeleted:
+		return errors.New("refusing to use soft-deleted key")
 	}
 	return nil
 }
+
+var errDerived = errors.New("missing 'context' for key derivation; the key was created using a derived key, which means additional, per-request information must be included in order to perform operations with the key")
 
 func (k *engineKey) aead(version int) cipher.AEAD {
 	block, _ := aes.NewCipher(k.versions[version-1])
@@ -160,6 +161,9 @@ func (k *engineKey) encrypt(plaintext, aad string) (string, error) {
 	plain, err := base64.StdEncoding.DecodeString(plaintext)
 	if err != nil {
 		return "", err
+	}
+	if k.derived {
+		return "", errDerived
 	}
 	bound, err := base64.StdEncoding.DecodeString(aad)
 	if err != nil {
@@ -195,6 +199,9 @@ func (k *engineKey) decrypt(ciphertext, aad string) (string, error) {
 	sealed, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		return "", errors.New("invalid ciphertext: could not decode base64")
+	}
+	if k.derived {
+		return "", errDerived
 	}
 	bound, err := base64.StdEncoding.DecodeString(aad)
 	if err != nil {

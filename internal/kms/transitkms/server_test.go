@@ -4,15 +4,20 @@ package transitkms
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/kms/kmstest"
@@ -65,6 +70,13 @@ func startServer(t *testing.T) *server {
 // do asks the server as its operator.
 func (s *server) do(method, path string, body any) {
 	s.tb.Helper()
+	if status, p := s.ask(method, path, body); status >= http.StatusMultipleChoices {
+		s.tb.Fatalf("%s %s: %d: %s", method, path, status, p)
+	}
+}
+
+func (s *server) ask(method, path string, body any) (status int, answer []byte) {
+	s.tb.Helper()
 	p, err := json.Marshal(body)
 	if err != nil {
 		s.tb.Fatal(err)
@@ -79,9 +91,10 @@ func (s *server) do(method, path string, body any) {
 		s.tb.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if p, _ := io.ReadAll(resp.Body); resp.StatusCode >= http.StatusMultipleChoices {
-		s.tb.Fatalf("%s %s: %s: %s", method, path, resp.Status, p)
+	if answer, err = io.ReadAll(resp.Body); err != nil {
+		s.tb.Fatal(err)
 	}
+	return resp.StatusCode, answer
 }
 
 // key makes a key that is not there.
@@ -117,8 +130,7 @@ func TestServerConformance(t *testing.T) {
 	})
 }
 
-// The words of a real server for what can be wrong with a key, and that it binds
-// no context in the ways that the driver does not use.
+// The words of a real server for what can be wrong with a key, and its rewrap.
 func TestServerKeyStates(t *testing.T) {
 	s := startServer(t)
 	d, _ := open(t, s.handler())
@@ -134,6 +146,14 @@ func TestServerKeyStates(t *testing.T) {
 	if got, err := d.Unwrap(t.Context(), "a", nil, again, place); err != nil || !bytes.Equal(got, plain) {
 		t.Errorf("unwrap: another key, or %v", err)
 	}
+	aad, err := place.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := map[string]any{"ciphertext": string(old), "associated_data": base64.StdEncoding.EncodeToString(aad)}
+	if status, p := s.ask(http.MethodPost, "transit/rewrap/a", bound); status != http.StatusBadRequest {
+		t.Logf("transit/rewrap has learned of associated data, so Rewrap could use it: %d %s", status, p)
+	}
 	s.do(http.MethodPost, "transit/keys/a/config", map[string]any{"min_decryption_version": 2})
 	_, err = d.Unwrap(t.Context(), "a", nil, old, place)
 	want(t, "a version below min_decryption_version", err, snapferry.KeyUnusable)
@@ -141,12 +161,12 @@ func TestServerKeyStates(t *testing.T) {
 	want(t, "a version that there is not", err, snapferry.Corrupt)
 	for name, more := range map[string]map[string]any{
 		"derived": {"derived": true}, "rsa": {"type": "rsa-2048"}, "signing": {"type": "ed25519"},
-	} {
+	} { // which have one version
 		s.key(name, more)
 		if got, err := d.Describe(t.Context(), name); err != nil || got.Usable || got.State == "" {
 			t.Errorf("%s: describe: %+v, %v", name, got, err)
 		}
-		_, err = d.Unwrap(t.Context(), name, nil, again, place)
+		_, err = d.Unwrap(t.Context(), name, nil, old, place)
 		want(t, name+": unwrap", err, snapferry.KeyUnusable)
 		_, err = d.wrap(t.Context(), name, plain, place)
 		want(t, name+": wrap", err, snapferry.KeyUnusable)
@@ -163,6 +183,101 @@ func TestServerKeyStates(t *testing.T) {
 	want(t, "no engine at that path", err, snapferry.KeyUnusable)
 	stranger, _ := open(t, s.handler(), func(c *Config) { c.Token = "nobody" })
 	want(t, "a token that there is not", stranger.Health(t.Context()), snapferry.Denied)
+}
+
+// The engine in memory answers as the real one does: the same status, and the same
+// words, for what the driver sends and for much that it never would.
+func TestServerAndEngine(t *testing.T) {
+	s := startServer(t)
+	if !s.bao {
+		t.Skip("the engine in memory has the words of OpenBao")
+	}
+	e := newEngine("a", "new")
+	memory := httptest.NewServer(e)
+	t.Cleanup(memory.Close)
+	e.set("a", (*engineKey).rotate)
+	for what, change := range map[string]func(*engineKey){
+		"derived": func(k *engineKey) { k.derived = true }, "rsa": func(k *engineKey) { k.typ = "rsa-2048" },
+		"gone": func(k *engineKey) { k.softDeleted = true }, "old": func(k *engineKey) { k.rotate(); k.minDecrypt = 2 },
+	} {
+		e.make(what)
+		e.set(what, change)
+	}
+	for _, key := range []string{"a", "new", "gone", "old"} {
+		s.key(key, nil)
+	}
+	s.key("derived", map[string]any{"derived": true})
+	s.key("rsa", map[string]any{"type": "rsa-2048"})
+	s.do(http.MethodPost, "transit/keys/a/rotate", nil)
+	s.do(http.MethodPost, "transit/keys/old/rotate", nil)
+	s.do(http.MethodPost, "transit/keys/old/config", map[string]any{"min_decryption_version": 2})
+	s.do(http.MethodDelete, "transit/keys/gone/soft-delete", nil)
+	type said struct {
+		Status int
+		Errors []string
+	}
+	ask := func(url, method, path, body, token string) (said, string) {
+		t.Helper()
+		req, err := http.NewRequest(method, url+"/v1/"+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Vault-Token", token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var got struct {
+			Errors []string
+			Data   struct{ Ciphertext string }
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+			t.Fatalf("%s %s: %s: %v", method, path, resp.Status, err)
+		}
+		return said{resp.StatusCode, got.Errors}, got.Data.Ciphertext
+	}
+	const plain = `{"plaintext":"QUJD","associated_data":"REVG"}`
+	_, ofServer := ask(s.url, http.MethodPost, "transit/encrypt/a", plain, rootToken)
+	_, ofEngine := ask(memory.URL, http.MethodPost, "transit/encrypt/a", plain, rootToken)
+	open := func(c string) string { return `{"ciphertext":"` + c + `","associated_data":"REVG"}` }
+	for _, test := range []struct{ method, path, body, token string }{
+		{"GET", "auth/token/lookup-self", "", rootToken},
+		{"GET", "auth/token/lookup-self", "", "nobody"},
+		{"POST", "transit/decrypt/a", open("CIPHERTEXT"), "nobody"},
+		{"GET", "transit/keys/a", "", rootToken},
+		{"GET", "transit/keys/absent", "", rootToken},
+		{"GET", "nowhere/keys/a", "", rootToken},
+		{"POST", "transit/keys/absent/rotate", "", rootToken},
+		{"POST", "transit/keys/gone/rotate", "", rootToken},
+		{"POST", "transit/keys/a/rotate", "", rootToken},
+		{"POST", "transit/encrypt/rsa", plain, rootToken},
+		{"POST", "transit/encrypt/derived", plain, rootToken},
+		{"POST", "transit/encrypt/gone", plain, rootToken},
+		{"POST", "transit/encrypt/a", `{"plaintext":"*","associated_data":"REVG"}`, rootToken},
+		{"POST", "transit/encrypt/made", plain, rootToken},
+		{"POST", "transit/decrypt/a", open("CIPHERTEXT"), rootToken},
+		{"POST", "transit/decrypt/a", `{"ciphertext":"CIPHERTEXT"}`, rootToken},
+		{"POST", "transit/decrypt/a", `{"ciphertext":"CIPHERTEXT","associated_data":"REVH"}`, rootToken},
+		{"POST", "transit/decrypt/new", open("CIPHERTEXT"), rootToken},
+		{"POST", "transit/decrypt/absent", open("CIPHERTEXT"), rootToken},
+		{"POST", "transit/decrypt/gone", open("CIPHERTEXT"), rootToken},
+		{"POST", "transit/decrypt/rsa", open("CIPHERTEXT"), rootToken},
+		{"POST", "transit/decrypt/derived", open("vault:v1:QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="), rootToken},
+		{"POST", "transit/decrypt/old", open("vault:v1:QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo="), rootToken},
+		{"POST", "transit/decrypt/a", open("vault:v9:QUJD"), rootToken},
+		{"POST", "transit/decrypt/a", open("vault:v1:QUJD"), rootToken},
+		{"POST", "transit/decrypt/a", open("vault:v1:*"), rootToken},
+		{"POST", "transit/decrypt/a", open("vault:vx:QUJD"), rootToken},
+		{"POST", "transit/decrypt/a", open("vault:v1"), rootToken},
+		{"POST", "transit/decrypt/a", open("vaul"), rootToken},
+	} {
+		want, _ := ask(s.url, test.method, test.path, strings.Replace(test.body, "CIPHERTEXT", ofServer, 1), test.token)
+		got, _ := ask(memory.URL, test.method, test.path, strings.Replace(test.body, "CIPHERTEXT", ofEngine, 1), test.token)
+		if diff := cmp.Diff(got, want); diff != "" {
+			t.Errorf("%s %s %s (-engine in memory +server):\n%s", test.method, test.path, test.body, diff)
+		}
+	}
 }
 
 // With the policy of the guide a token can do all that is needed, and no more.
