@@ -73,6 +73,36 @@ func TestClears(t *testing.T) {
 	}
 }
 
+// keeper is an answer that keeps the memory it was read into.
+type keeper struct {
+	left int
+	kept [][]byte
+}
+
+func (k *keeper) Read(p []byte) (int, error) {
+	if k.left == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, bytes.Repeat([]byte("a"), k.left))
+	k.left -= n
+	k.kept = append(k.kept, p[:n])
+	return n, nil
+}
+
+// Memory that an answer outgrew is cleared.
+func TestGrows(t *testing.T) {
+	k := &keeper{left: 5 * firstBuffer}
+	got, err := readAnswer(k)
+	if err != nil || len(got) != 5*firstBuffer || bytes.Count(got, []byte("a")) != len(got) || len(k.kept) < 3 {
+		t.Fatalf("%d bytes in %d parts, %v", len(got), len(k.kept), err)
+	}
+	for i, p := range k.kept[:len(k.kept)-1] {
+		if !bytes.Equal(p, make([]byte, len(p))) {
+			t.Errorf("part %d is still in memory", i)
+		}
+	}
+}
+
 // A connection that reads a body when its request is over gets nothing of it.
 func TestLateReader(t *testing.T) {
 	var late io.Reader
@@ -113,7 +143,7 @@ func TestAttempts(t *testing.T) {
 			return answer(200, ""), nil
 		}, want: 3, ok: true, took: 300 * time.Millisecond, least: 150 * time.Millisecond},
 		{name: "never", answers: func(int) (*http.Response, error) { return answer(500, ""), nil }, want: maxAttempts, kind: snapferry.Unavailable},
-		{name: "never, in time", answers: func(int) (*http.Response, error) { return nil, refused }, within: 500 * time.Millisecond, want: 3, kind: snapferry.Unavailable, took: 500 * time.Millisecond},
+		{name: "never, in time", answers: func(int) (*http.Response, error) { return nil, refused }, within: 340 * time.Millisecond, want: 3, kind: snapferry.Unavailable, took: 340 * time.Millisecond},
 		{name: "it wants peace", answers: func(n int) (*http.Response, error) {
 			a := answer(429, "")
 			a.Header.Set("Retry-After", "7")

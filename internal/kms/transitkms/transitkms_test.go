@@ -93,7 +93,7 @@ func TestMakesNoMasterKey(t *testing.T) {
 // bind a context.
 func TestKeyStates(t *testing.T) {
 	e := newEngine("a")
-	d, _ := open(t, e)
+	d, f := open(t, e)
 	_, old := made(t, d, "a")
 	if err := d.Rotate(t.Context(), "a"); err != nil {
 		t.Fatal(err)
@@ -119,8 +119,12 @@ func TestKeyStates(t *testing.T) {
 		if got, err := d.Describe(t.Context(), "b"); err != nil || got.Usable || got.State == "" {
 			t.Errorf("%s: describe: %+v, %v", what, got, err)
 		}
+		f.Asked()
 		_, _, err := d.NewDataKey(t.Context(), "b", nil, place)
 		want(t, what+": new data key", err, snapferry.KeyUnusable)
+		if n := f.Asked(); n != 1 {
+			t.Errorf("%s: a data key was sent to a key that cannot wrap it, in %d requests", what, n)
+		}
 		_, err = d.Unwrap(t.Context(), "b", nil, old, place)
 		want(t, what+": unwrap", err, snapferry.KeyUnusable)
 	}
