@@ -32,7 +32,8 @@ type server struct {
 }
 
 // startServer starts the bao or vault that is in the path; without one the test
-// is skipped. No module can pin one: OpenBao's is not to be had as a module.
+// is skipped. No module in tools/ pins one: the releases of OpenBao, up to 2.6 at
+// least, are no versions of a Go module.
 func startServer(t *testing.T) *server {
 	t.Helper()
 	s := &server{tb: t, bao: true}
