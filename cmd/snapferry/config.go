@@ -20,6 +20,11 @@ type serverConfig struct {
 	Directory   string               `yaml:"directory"` // meta.db is in it, and bucket/ unless Bucket says otherwise
 	Bucket      bucketConfig         `yaml:"bucket,omitempty"`
 	KeyFile     string               `yaml:"key_file,omitempty"` // else region.key in the directory
+	// KeyPassphraseEnv is the variable of the environment that has a passphrase
+	// instead, KeyCredential a credential of systemd that has what the file would.
+	KeyPassphraseEnv string     `yaml:"key_passphrase_env,omitempty"`
+	KeyCredential    string     `yaml:"key_credential,omitempty"`
+	Keys             keysConfig `yaml:"keys,omitempty"`
 	API         apiConfig            `yaml:"api"`
 	Handoff     string               `yaml:"handoff"`
 	Peer        peerConfig           `yaml:"peer"`
@@ -102,6 +107,7 @@ func (c *serverConfig) resolve(dir string) {
 	if c.API.unix() {
 		paths = append(paths, &c.API.Listen)
 	}
+	paths = append(paths, c.Keys.paths()...)
 	for i := range c.Accounts {
 		paths = append(paths, &c.Accounts[i].TokenFile)
 	}

@@ -49,7 +49,11 @@ func (r *Region) planOf(ctx context.Context, account snapferry.AccountID, req Co
 }
 
 func (r *Region) planMember(ctx context.Context, account snapferry.AccountID, req CopyRequest, from transfer.Remote, d transfer.Description) (snapferry.Plan, error) {
-	base, snap, release, err := r.planBase(ctx, account, req, d)
+	k, _, err := r.copyKey(ctx, account, req.Sealing, []transfer.Description{d})
+	if err != nil {
+		return snapferry.Plan{}, err
+	}
+	base, snap, release, err := r.planBase(ctx, account, req, d, k.ID)
 	if err != nil {
 		return snapferry.Plan{}, err
 	}
@@ -114,13 +118,13 @@ const planTries = 5
 
 // planBase returns the map a copy would start from, which stays until release
 // is called, and the snapshot that has it.
-func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (m blockmap.Map, snap snapferry.SnapshotID, release func(), err error) {
+func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description, key snapferry.KeyID) (m blockmap.Map, snap snapferry.SnapshotID, release func(), err error) {
 	m.Size, m.Nodes = d.Size, r.vault
 	if req.Full {
 		return m, "", func() {}, nil
 	}
 	for range planTries {
-		base, snap, ok, err := r.baseFor(ctx, account, req, d)
+		base, snap, ok, err := r.baseFor(ctx, account, req, d, key)
 		if err != nil || !ok {
 			return m, "", func() {}, err
 		}
@@ -137,15 +141,12 @@ func (r *Region) planBase(ctx context.Context, account snapferry.AccountID, req 
 
 // baseFor returns the version a copy would be incremental on, and the snapshot
 // that has it; ok is false when there is none.
-func (r *Region) baseFor(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description) (base meta.Version, snap snapferry.SnapshotID, ok bool, err error) {
+func (r *Region) baseFor(ctx context.Context, account snapferry.AccountID, req CopyRequest, d transfer.Description, key snapferry.KeyID) (base meta.Version, snap snapferry.SnapshotID, ok bool, err error) {
 	err = r.db.View(ctx, func(tx *meta.Tx) error {
-		var vol meta.Volume
-		var err error
-		if req.From == r.name {
-			vol, err = tx.Volume(d.VolumeID)
-		} else if vol, err = tx.VolumeByOrigin(account, req.From, d.VolumeID, ""); snapferry.IsKind(err, snapferry.NotFound) {
+		vol, err := r.findCopyVolume(tx, account, req.From, d, key)
+		if snapferry.IsKind(err, snapferry.NotFound) {
 			var chain meta.Chain
-			chain, err = tx.ChainByOrigin(account, req.From, d.Chain, "")
+			chain, err = tx.ChainByOrigin(account, req.From, d.Chain, key)
 			vol.Chain = chain.ID
 		}
 		if snapferry.IsKind(err, snapferry.NotFound) {

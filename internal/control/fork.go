@@ -100,7 +100,7 @@ func (r *Region) runFork(ctx context.Context, run *job.Run) error {
 	}
 	err = r.sealFork(ctx, run, s)
 	if err == nil || retry(ctx, err) {
-		return err
+		return later(err)
 	}
 	return r.failSnapshot(ctx, id, err)
 }

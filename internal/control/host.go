@@ -70,7 +70,7 @@ func (h Host) Describe(ctx context.Context, c transfer.Caller, id snapferry.Snap
 		if err != nil {
 			return err
 		}
-		d = transfer.Description{Snapshot: s.ID, Name: s.Name, Created: s.Created, Volume: s.Volume, VolumeID: s.VolumeID, Chain: v.Chain}
+		d = transfer.Description{Snapshot: s.ID, Name: s.Name, Created: s.Created, Volume: s.Volume, VolumeID: s.VolumeID, Chain: v.Chain, Encrypted: v.Key != ""}
 		d.Lineage, err = lineage(tx, v)
 		return err
 	})

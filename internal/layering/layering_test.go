@@ -37,7 +37,7 @@ const rooms = `
 2 nbd
 3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
-3 internal/kms filekms awskms azurekms transitkms alikms kmstest
+3 internal/kms filekms awskms azurekms transitkms alikms kmshttp kmstest
 3 internal/layer layertest
 3 internal/pki
 3 internal/handoff
