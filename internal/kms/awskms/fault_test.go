@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/smithy-go"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/snapferry/snapferry"
@@ -211,6 +214,10 @@ func TestOddAnswers(t *testing.T) {
 				if of != rewrap && !bytes.Equal(dst[:cap(dst)][5:], make([]byte, 94)) {
 					t.Errorf("%s: it left something behind dst", of)
 				}
+				var raw *smithy.DeserializationError // may hold the answer
+				if errors.As(err, &raw) {
+					t.Errorf("%s: the SDK's error is in the chain", of)
+				}
 				for e := err; e != nil; e = errors.Unwrap(e) {
 					for _, text := range []string{fmt.Sprintf("%v %+v %#v", e, e, e), log.String()} {
 						if strings.Contains(text, inBase64[:12]) || strings.Contains(text, "secret!!") {
@@ -368,6 +375,28 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
+// An answer that cannot be read is asked for again.
+func TestOddOnce(t *testing.T) {
+	s := newFake(t)
+	d := open(t, s)
+	plain, wrapped := made(t, d)
+	for _, odd := range []string{"{\"x", "<html></html>", strings.Repeat(" ", 2*maxAnswer) + "{}"} {
+		n := 0
+		s.set(func() {
+			s.spoil = func(string, map[string]any) []byte {
+				if n++; n > 1 {
+					return nil
+				}
+				return []byte(odd)
+			}
+		})
+		got, err := d.Unwrap(t.Context(), keyOne, room(), wrapped, place)
+		if err != nil || !bytes.Equal(got, plain) || n != 2 {
+			t.Errorf("%.20q: %v, %d answers", odd, err, n)
+		}
+	}
+}
+
 // An attempt that hangs is given up and made again, within the caller's time.
 func TestHangsOnce(t *testing.T) {
 	s := newFake(t)
@@ -470,6 +499,39 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// Chain finds what the SDK finds, and says at once when there is nothing.
+func TestChain(t *testing.T) {
+	s := newFake(t)
+	file := filepath.Join(t.TempDir(), "credentials")
+	text := fmt.Sprintf("[region]\naws_access_key_id = %s\naws_secret_access_key = %s\n", fakeAccess, fakeSecret)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "config"))
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	found, err := Chain(t.Context(), fakeRegion, "region")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, s, func(c *Config) { c.Credentials = found }).Health(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, profile := range []string{"", "other"} {
+		_, err := Chain(t.Context(), fakeRegion, profile)
+		want(t, "profile "+profile, err, snapferry.Denied)
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "x")
+	if found, err = Chain(t.Context(), fakeRegion, ""); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "a key that the service does not know", open(t, s, func(c *Config) { c.Credentials = found }).Health(t.Context()), snapferry.Denied)
+}
+
 func TestConfig(t *testing.T) {
 	good, err := Static("k", "s", "")
 	if err != nil {
@@ -514,15 +576,15 @@ func TestConfig(t *testing.T) {
 // somewhere else.
 func TestRedirect(t *testing.T) {
 	s := newFake(t)
-	away := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, s.url(), http.StatusTemporaryRedirect)
-	}))
-	defer away.Close()
-	d := open(t, s, func(c *Config) { c.Endpoint, c.Attempts, c.HTTPClient = away.URL, 2, away.Client() })
-	_, _, err := d.NewDataKey(t.Context(), keyOne, room(), place)
-	want(t, "redirected", err, snapferry.Unavailable)
-	if len(s.seen) > 0 {
-		t.Errorf("it followed: %v", s.seen)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		away := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, s.url(), status) }))
+		d := open(t, s, func(c *Config) { c.Endpoint, c.Attempts, c.HTTPClient = away.URL, 2, away.Client() })
+		_, _, err := d.NewDataKey(t.Context(), keyOne, room(), place)
+		want(t, fmt.Sprint(status), err, snapferry.Unavailable)
+		if len(s.seen) > 0 {
+			t.Errorf("%d: it followed: %v", status, s.seen)
+		}
+		away.Close()
 	}
 }
 

@@ -126,14 +126,11 @@ func TestOddAnswers(t *testing.T) {
 	plain := bytes.Repeat([]byte("secret!!"), 8)
 	inBase64 := base64.RawURLEncoding.EncodeToString(plain)
 	unwrap, create, rewrap := "unwrap", "new data key", "rewrap"
-	// of spoils the answers to one operation.
+	// with spoils a field of the answers to one operation.
 	with := func(of, field string, value func(s *fakeVault) any) func(s *fakeVault, op string, out map[string]any) []byte {
 		return func(s *fakeVault, op string, out map[string]any) []byte {
 			if op != of {
 				return nil
-			}
-			if op == "unwrapkey" {
-				out["value"] = inBase64
 			}
 			if k, ok := out["key"].(map[string]any); ok && field == "kid" {
 				k["kid"] = value(s)
@@ -519,6 +516,28 @@ func TestLostAnswers(t *testing.T) {
 		"get", "get", "wrapkey", "wrapkey", "rotate", "rotate", "unwrapkey", "unwrapkey", "get", "wrapkey", "unwrapkey",
 	}); diff != "" {
 		t.Errorf("requests (-got +want):\n%s", diff)
+	}
+}
+
+// An answer that cannot be read is asked for again.
+func TestOddOnce(t *testing.T) {
+	s := newFake(t)
+	d := open(t, s)
+	plain, wrapped := made(t, d)
+	for _, odd := range []string{"{\"x", "<html></html>", strings.Repeat(" ", 2*maxAnswer) + "{}"} {
+		n := 0
+		s.set(func() {
+			s.spoil = func(string, map[string]any) []byte {
+				if n++; n > 1 {
+					return nil
+				}
+				return []byte(odd)
+			}
+		})
+		got, err := d.Unwrap(t.Context(), keyOne, room(), wrapped, place)
+		if err != nil || !bytes.Equal(got, plain) || n != 2 {
+			t.Errorf("%.20q: %v, %d answers", odd, err, n)
+		}
 	}
 }
 
