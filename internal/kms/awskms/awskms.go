@@ -446,7 +446,7 @@ func (d *Driver) rotating(ctx context.Context, key string) (bool, error) {
 	switch {
 	case err != nil:
 		return false, snapferry.Errorf(snapferry.KindOf(err), "look at the rotation of key %s, which was asked for: %w", key, err)
-	case !isKey(out.KeyId, key):
+	case out.KeyId != nil && !isKey(out.KeyId, key): // it was not always in the answer
 		return false, d.another(key, out.KeyId)
 	}
 	return out.OnDemandRotationStartDate != nil, nil

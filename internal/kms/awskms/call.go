@@ -18,7 +18,8 @@ import (
 // what became of them.
 type call struct {
 	*retry.Standard
-	final    string // a code that is not tried again
+	ended    <-chan struct{} // closed when the caller's time is over
+	final    string          // a code that is not tried again
 	attempts int
 	last     error // of the last attempt
 }
@@ -32,6 +33,13 @@ func (c *call) GetAttemptToken(ctx context.Context) (func(error) error, error) {
 // IsErrorRetryable implements aws.Retryer: it is called after each attempt that
 // failed.
 func (c *call) IsErrorRetryable(err error) bool {
+	select {
+	case <-c.ended:
+		if statusOf(err) == 0 {
+			return false // it says nothing, the one before may
+		}
+	default:
+	}
 	c.last = err
 	return (c.final == "" || codeOf(err) != c.final) && c.Standard.IsErrorRetryable(err)
 }
@@ -46,6 +54,7 @@ func (d *Driver) do(ctx context.Context, fn func(context.Context, func(*kms.Opti
 func (d *Driver) try(ctx context.Context, c *call, fn func(context.Context, func(*kms.Options)) error) error {
 	ctx, cancel := withDeadline(ctx)
 	defer cancel()
+	c.ended = ctx.Done()
 	select {
 	case d.slots <- struct{}{}:
 		defer func() { <-d.slots }()

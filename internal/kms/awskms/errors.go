@@ -158,6 +158,9 @@ func (d *Driver) fail(err error, attempts int) error {
 		}
 		e.Message = d.where + " answers " + answer(status, code, api)
 		e.Hint = hint(code, e.Kind)
+		if code == "AccessDeniedException" && strings.Contains(api.ErrorMessage(), "ciphertext refers to") {
+			e.Hint += "; or the wrapped data key was changed and names another key"
+		}
 	}
 	if attempts > 1 {
 		e.Message += fmt.Sprintf(", after %d attempts", attempts)

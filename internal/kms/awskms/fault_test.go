@@ -141,6 +141,24 @@ func TestCodes(t *testing.T) {
 	}
 }
 
+// Who is refused is told what may be wrong.
+func TestHints(t *testing.T) {
+	s := newFake(t)
+	d := open(t, s)
+	_, wrapped := made(t, d)
+	for message, hint := range map[string]string{
+		"User: x is not authorized to perform: kms:Decrypt":                  "allow kms:",
+		"The ciphertext refers to a customer master key that does not exist": "names another key",
+	} {
+		s.set(func() { s.fail, s.failAs = 1, fault{400, "AccessDeniedException", message} })
+		_, err := d.Unwrap(t.Context(), keyOne, room(), wrapped, place)
+		want(t, message, err, snapferry.Denied)
+		if !strings.Contains(snapferry.HintOf(err), hint) {
+			t.Errorf("%s: got hint %q", message, snapferry.HintOf(err))
+		}
+	}
+}
+
 // Answers that are not what they must be open nothing, and what they hold is in
 // no error and no log.
 func TestOddAnswers(t *testing.T) {
@@ -334,7 +352,30 @@ func TestRotate(t *testing.T) {
 	if err := d.Rotate(t.Context(), keyOne); err != nil || generations() != 4 || k.rotations != 2 {
 		t.Errorf("after a lost answer: %v, %d generations, %d rotations", err, generations(), k.rotations)
 	}
-	s.set(func() { k.scheduled = true })
+	// The status of a rotation need not name the key, and must not name another.
+	s.set(func() {
+		s.spoil = func(op string, out map[string]any) []byte {
+			if op != "GetKeyRotationStatus" {
+				return nil
+			}
+			delete(out, "KeyId")
+			p, _ := json.Marshal(out)
+			return p
+		}
+	})
+	if err := d.Rotate(t.Context(), keyOne); err != nil || generations() != 5 {
+		t.Errorf("with a status that names no key: %v, %d generations", err, generations())
+	}
+	s.set(func() {
+		s.spoil = func(op string, _ map[string]any) []byte {
+			if op != "GetKeyRotationStatus" {
+				return nil
+			}
+			return []byte(`{"KeyId":"` + keyTwo + `"}`)
+		}
+	})
+	want(t, "the status of another key", d.Rotate(t.Context(), keyOne), snapferry.Corrupt)
+	s.set(func() { s.spoil, k.rotating, k.scheduled = nil, 0, true })
 	want(t, "near a rotation by the schedule", d.Rotate(t.Context(), keyOne), snapferry.Conflict)
 	s.set(func() { k.scheduled, k.rotations, s.seen = false, 25, nil })
 	want(t, "after 25 rotations", d.Rotate(t.Context(), keyOne), snapferry.Full)
@@ -434,6 +475,21 @@ func TestCancelled(t *testing.T) {
 	}
 	cancel()
 	want(t, "while it hangs", <-result, snapferry.Cancelled)
+}
+
+// What the last attempt met is told when the time is over.
+func TestTimeOver(t *testing.T) {
+	s := newFake(t)
+	d := open(t, s, func(c *Config) { c.Attempts = 1000 })
+	_, wrapped := made(t, d)
+	s.set(func() { s.fail = 1 << 20 })
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err := d.Unwrap(ctx, keyOne, room(), wrapped, place)
+	want(t, "throttled to the end", err, snapferry.Unavailable)
+	if err == nil || !strings.Contains(err.Error(), "ThrottlingException") {
+		t.Errorf("the message %q does not say why", err)
+	}
 }
 
 // provider gives what it has.

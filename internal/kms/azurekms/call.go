@@ -20,6 +20,8 @@ import (
 // call is what became of the attempts of one request; the transport of the driver
 // finds it in the context.
 type call struct {
+	ended <-chan struct{} // closed when the caller's time is over
+
 	mu       sync.Mutex
 	attempts int
 	last     error // of the last attempt, nil when it was answered as it should be
@@ -37,6 +39,13 @@ func (c *call) add(resp *http.Response, err error) {
 		return // no attempt: it is followed by one with a token
 	}
 	c.attempts++
+	select {
+	case <-c.ended:
+		if err != nil {
+			return // it says nothing, the one before may
+		}
+	default:
+	}
 	c.last = err
 	if err == nil && resp.StatusCode != http.StatusOK {
 		c.last = fmt.Errorf("it answers %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
@@ -60,7 +69,7 @@ func (d *Driver) do(ctx context.Context, what string, fn func(context.Context) e
 	case <-ctx.Done():
 		return ended(ctx, fmt.Sprintf("wait behind %d calls to %s", d.cfg.Limit, d.where), nil)
 	}
-	c := &call{}
+	c := &call{ended: ctx.Done()}
 	var answer *http.Response
 	err := fn(policy.WithCaptureResponse(context.WithValue(ctx, callKey{}, c), &answer))
 	err = d.fail(ctx, what, err, c)
@@ -127,6 +136,9 @@ func (l limited) Do(r *http.Request) (*http.Response, error) {
 }
 
 func (l limited) do(r *http.Request) (*http.Response, error) {
+	if err := own(r); err != nil {
+		return nil, err
+	}
 	resp, err := l.client.Do(r)
 	if err != nil {
 		return nil, err
@@ -152,6 +164,44 @@ func (l limited) do(r *http.Request) (*http.Response, error) {
 		resp.Header.Del("WWW-Authenticate")
 	}
 	return resp, nil
+}
+
+// own gives a request a body that is its own. The SDK rewinds the one that all
+// attempts share, which net/http may still be reading when it has the answer to
+// one.
+func own(r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	p, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
+	}
+	r.Body, r.GetBody = &sent{r: bytes.NewReader(p), p: p}, nil
+	return nil
+}
+
+// sent is the body of a request, which is cleared when it has gone.
+type sent struct {
+	mu sync.Mutex
+	r  *bytes.Reader
+	p  []byte
+}
+
+// Read implements io.Reader.
+func (s *sent) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.r.Read(p)
+}
+
+// Close implements io.Closer. net/http may call it during a Read.
+func (s *sent) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.r.Reset(nil)
+	clear(s.p)
+	return nil
 }
 
 // body is an answer that is cleared when it has been read.

@@ -586,7 +586,7 @@ func TestTimeOver(t *testing.T) {
 	d := open(t, s, func(c *Config) { c.Attempts = 1000 })
 	_, wrapped := made(t, d)
 	s.set(func() { s.fail = 1 << 20 })
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	_, err := d.Unwrap(ctx, keyOne, room(), wrapped, place)
 	want(t, "throttled to the end", err, snapferry.Unavailable)
