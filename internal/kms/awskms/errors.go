@@ -147,6 +147,9 @@ func (d *Driver) fail(err error, attempts int) error {
 	case errors.As(err, &odd) || errors.Is(err, errTooLong):
 		// Its error may hold what the service sent.
 		e.Kind, e.Message, e.Cause = snapferry.Unavailable, d.where+" gave an answer that cannot be read", nil
+		if status != 0 && status != http.StatusOK {
+			e.Message += fmt.Sprintf(": %d %s", status, http.StatusText(status))
+		}
 		e.Hint = "see that endpoint is a key service, and that no proxy answers for it"
 	case code == "" && (status == 0 || status == http.StatusOK): // no answer, or a part of one
 		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+innermost(err).Error()

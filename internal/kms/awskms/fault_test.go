@@ -644,6 +644,23 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
+// A page of a proxy says nothing of keys and callers, whatever its status.
+func TestProxyPage(t *testing.T) {
+	for _, status := range []int{403, 404, 501, 502} {
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(status)
+			fmt.Fprint(w, "<html>something else</html>")
+		}))
+		d := open(t, newFake(t), func(c *Config) { c.Endpoint, c.Attempts = proxy.URL, 2 })
+		err := d.Health(t.Context())
+		want(t, fmt.Sprint(status), err, snapferry.Unavailable)
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprint(status)) {
+			t.Errorf("the message %q does not tell %d", err, status)
+		}
+		proxy.Close()
+	}
+}
+
 // A service whose certificate nobody vouches for is not asked twice.
 func TestUnknownAuthority(t *testing.T) {
 	s := httptest.NewUnstartedServer(http.NotFoundHandler())
