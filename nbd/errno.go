@@ -54,7 +54,7 @@ func errnoOf(k snapferry.Kind) Errno {
 	switch k {
 	case snapferry.Invalid, snapferry.NotFound, snapferry.Exists:
 		return EINVAL
-	case snapferry.Denied, snapferry.Conflict:
+	case snapferry.Denied, snapferry.Conflict, snapferry.KeyUnusable:
 		return EPERM
 	case snapferry.Full:
 		return ENOSPC

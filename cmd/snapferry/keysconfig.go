@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"log/slog"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/kms"
 	"github.com/snapferry/snapferry/internal/kms/alikms"
+	"github.com/snapferry/snapferry/internal/kms/awskms"
+	"github.com/snapferry/snapferry/internal/kms/azurekms"
 	"github.com/snapferry/snapferry/internal/kms/transitkms"
 )
 
@@ -18,8 +21,26 @@ type keysConfig struct {
 	Default string         `yaml:"default,omitempty"` // driver of keys of which nothing else is said
 	TTL     *time.Duration `yaml:"ttl,omitempty"`     // of data keys in memory
 	Grace   *time.Duration `yaml:"grace,omitempty"`   // while their service does not answer
+	AWS     *awsConfig     `yaml:"aws,omitempty"`
+	Azure   *azureConfig   `yaml:"azure,omitempty"`
 	Transit *transitConfig `yaml:"transit,omitempty"`
 	Alibaba *alibabaConfig `yaml:"alibaba,omitempty"`
+}
+
+type awsConfig struct {
+	Region     string `yaml:"region"`
+	Endpoint   string `yaml:"endpoint,omitempty"`
+	KeyID      string `yaml:"access_key_id,omitempty"`
+	SecretFile string `yaml:"secret_access_key_file,omitempty"`
+	Profile    string `yaml:"profile,omitempty"` // instead of an access key
+}
+
+type azureConfig struct {
+	Vault      string `yaml:"vault"`
+	Tenant     string `yaml:"tenant"`
+	ClientID   string `yaml:"client_id"`
+	SecretFile string `yaml:"client_secret_file"`
+	Authority  string `yaml:"authority,omitempty"`
 }
 
 type transitConfig struct {
@@ -40,12 +61,20 @@ type alibabaConfig struct {
 
 // The names of drivers, as keys give them.
 const (
+	driverAWS     = "aws"
+	driverAzure   = "azure"
 	driverTransit = "transit"
 	driverAlibaba = "alibaba"
 )
 
 // paths are those that are relative to the file of the configuration.
 func (c *keysConfig) paths() (all []*string) {
+	if c.AWS != nil {
+		all = append(all, &c.AWS.SecretFile)
+	}
+	if c.Azure != nil {
+		all = append(all, &c.Azure.SecretFile)
+	}
 	if c.Transit != nil {
 		all = append(all, &c.Transit.TokenFile, &c.Transit.CA)
 	}
@@ -79,39 +108,89 @@ func (c *keysConfig) times() (k kms.Config) {
 }
 
 // drivers opens the drivers of key services. None is asked for anything.
-func (c *keysConfig) drivers(log *slog.Logger) (map[string]kms.Driver, error) {
+func (c *keysConfig) drivers(ctx context.Context, log *slog.Logger) (map[string]kms.Driver, error) {
 	all := map[string]kms.Driver{}
-	if t := c.Transit; t != nil {
-		ca, err := loadCA(t.CA)
+	add := func(name string, d kms.Driver, err error) error {
 		if err != nil {
-			return nil, err
+			return snapferry.Errorf(snapferry.KindOf(err), "keys.%s: %w", name, err)
 		}
-		d, err := transitkms.Open(transitkms.Config{Address: t.Address, Mount: t.Mount, Namespace: t.Namespace, TokenFile: t.TokenFile, RootCAs: ca, Log: log})
-		if err != nil {
-			return nil, named("keys.transit", err)
-		}
-		all[driverTransit] = d
+		all[name] = d
+		return nil
 	}
-	if x := c.Alibaba; x != nil {
-		ca, err := loadCA(x.CA)
-		if err != nil {
+	if c.AWS != nil {
+		d, err := c.AWS.open(ctx, log)
+		if err := add(driverAWS, d, err); err != nil {
 			return nil, err
 		}
-		secret, err := readSecret(x.SecretFile)
-		if err != nil {
+	}
+	if c.Azure != nil {
+		d, err := c.Azure.open(log)
+		if err := add(driverAzure, d, err); err != nil {
 			return nil, err
 		}
-		d, err := alikms.Open(alikms.Config{Region: x.Region, Endpoint: x.Endpoint, AccessKeyID: x.KeyID, AccessKeySecret: secret, RootCAs: ca, Log: log})
-		if err != nil {
-			return nil, named("keys.alibaba", err)
+	}
+	if c.Transit != nil {
+		d, err := c.Transit.open(log)
+		if err := add(driverTransit, d, err); err != nil {
+			return nil, err
 		}
-		all[driverAlibaba] = d
+	}
+	if c.Alibaba != nil {
+		d, err := c.Alibaba.open(log)
+		if err := add(driverAlibaba, d, err); err != nil {
+			return nil, err
+		}
 	}
 	return all, nil
 }
 
-func named(key string, err error) error {
-	return snapferry.Errorf(snapferry.KindOf(err), "%s: %w", key, err)
+func (c *awsConfig) open(ctx context.Context, log *slog.Logger) (*awskms.Driver, error) {
+	cfg := awskms.Config{Region: c.Region, Endpoint: c.Endpoint, Log: log}
+	var err error
+	if c.KeyID == "" {
+		cfg.Credentials, err = awskms.Chain(ctx, c.Region, c.Profile)
+	} else {
+		var secret string
+		if secret, err = readSecret(c.SecretFile); err == nil {
+			cfg.Credentials, err = awskms.Static(c.KeyID, secret, "")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return awskms.New(cfg)
+}
+
+func (c *azureConfig) open(log *slog.Logger) (*azurekms.Driver, error) {
+	secret, err := readSecret(c.SecretFile)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := azurekms.ClientSecret(azurekms.ClientConfig{Tenant: c.Tenant, ClientID: c.ClientID, Secret: secret, Authority: c.Authority})
+	if err != nil {
+		return nil, err
+	}
+	return azurekms.New(azurekms.Config{Vault: c.Vault, Credential: cred, Log: log})
+}
+
+func (c *transitConfig) open(log *slog.Logger) (*transitkms.Driver, error) {
+	ca, err := loadCA(c.CA)
+	if err != nil {
+		return nil, err
+	}
+	return transitkms.Open(transitkms.Config{Address: c.Address, Mount: c.Mount, Namespace: c.Namespace, TokenFile: c.TokenFile, RootCAs: ca, Log: log})
+}
+
+func (c *alibabaConfig) open(log *slog.Logger) (*alikms.Driver, error) {
+	ca, err := loadCA(c.CA)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := readSecret(c.SecretFile)
+	if err != nil {
+		return nil, err
+	}
+	return alikms.Open(alikms.Config{Region: c.Region, Endpoint: c.Endpoint, AccessKeyID: c.KeyID, AccessKeySecret: secret, RootCAs: ca, Log: log})
 }
 
 // loadCA reads certificates of authorities; nil for no path.

@@ -93,7 +93,7 @@ func (a *app) recover(ctx context.Context, cfg serverConfig, rc recovery.Config)
 	}
 	rc.RegionKey, err = cfg.regionKey(rc.ID)
 	if err == nil {
-		rc.Drivers, err = cfg.Keys.drivers(log)
+		rc.Drivers, err = cfg.Keys.drivers(ctx, log)
 	}
 	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 		return err

@@ -163,7 +163,7 @@ func (s *regionServer) openKeys(ctx context.Context, db *meta.DB, bucket *blob.B
 	}
 	db.SealWith(k)
 	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: dumps, Log: s.log}
-	drivers, err := s.cfg.Keys.drivers(s.log)
+	drivers, err := s.cfg.Keys.drivers(ctx, s.log)
 	if err != nil {
 		return err
 	}

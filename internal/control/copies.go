@@ -17,14 +17,14 @@ import (
 
 // CopyRequest asks this region to pull a snapshot, or a set.
 type CopyRequest struct {
-	From   snapferry.RegionName
-	Source snapferry.SnapshotID // empty: Set
-	Set    snapferry.SetID      `json:",omitempty"` // empty: Source
-	Labels                      // of each snapshot that is made
-	Sealing                     // of the copies: with a key of this region
-	Full   bool                 // move all bytes, whatever is here
-	Token  string               // the caller's, for repeating the request; may be empty
-	Rate   int64                // bytes per second that may cross for it; 0: no limit of its own
+	From    snapferry.RegionName
+	Source  snapferry.SnapshotID // empty: Set
+	Set     snapferry.SetID      `json:",omitempty"` // empty: Source
+	Labels                       // of each snapshot that is made
+	Sealing                      // of the copies: with a key of this region
+	Full    bool                 // move all bytes, whatever is here
+	Token   string               // the caller's, for repeating the request; may be empty
+	Rate    int64                // bytes per second that may cross for it; 0: no limit of its own
 	// Within is how soon the copy must be done; 0: whenever. A copy that cannot
 	// be, by what is known, is refused.
 	Within time.Duration

@@ -172,22 +172,6 @@ func (r *Region) findCopyVolume(tx *meta.Tx, account snapferry.AccountID, from s
 	return tx.VolumeByOrigin(account, from, d.VolumeID, key)
 }
 
-// tryKey opens the data key of a version's chain now, whatever is in memory.
-func (r *Region) tryKey(ctx context.Context, id snapferry.VersionID) error {
-	if err := r.haveKeys(); err != nil {
-		return err
-	}
-	var row meta.Version
-	err := r.db.View(ctx, func(tx *meta.Tx) (err error) {
-		row, err = tx.Version(id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return r.keys.Try(ctx, row.Chain)
-}
-
 // KeyRequest asks for a master key.
 type KeyRequest = keystore.NewKey
 

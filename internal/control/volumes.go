@@ -101,6 +101,10 @@ func (r *Region) CreateVolumes(ctx context.Context, account snapferry.AccountID,
 	return made, nil
 }
 
+// errPlainLayers refuses what would be in the clear in the files of a live volume.
+var errPlainLayers = snapferry.Errorf(snapferry.Unsupported, "the files of live volumes are not encrypted yet").
+	WithHint("export the snapshot to a file or device instead")
+
 func (r *Region) haveVolumes() error {
 	if r.files.FS == nil {
 		return snapferry.Errorf(snapferry.Unsupported, "region %s has no place for live volumes", r.name)
@@ -119,6 +123,9 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 		if fresh, err = r.chainFor(ctx, account, q.Sealing); err != nil {
 			return "", err
 		}
+	}
+	if fresh.Key != "" {
+		return "", errPlainLayers
 	}
 	insert := func(tx *meta.Tx, chain snapferry.ChainID) error {
 		if chain.IsZero() {
@@ -171,10 +178,7 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 		return err
 	}
 	if s.Key != "" {
-		// Whether it can be opened is known now.
-		if err := r.tryKey(ctx, s.Version); err != nil {
-			return err
-		}
+		return errPlainLayers
 	}
 	if h.Size == 0 {
 		h.Size = s.Size

@@ -140,6 +140,7 @@ func (s *Store) newKey(ctx context.Context, account snapferry.AccountID, kind sn
 	if !desc.Usable {
 		return k, snapferry.Errorf(snapferry.KeyUnusable, "key %q of driver %s is %s", n.External, k.Driver, desc.State)
 	}
+	k.External = desc.Name                                                                    // an alias may be pointed at another key
 	_, err = s.keyring.Make(ctx, k.Key, seal.Context{Account: account, Region: s.cfg.Region}) // of no chain: never used
 	return k, err
 }

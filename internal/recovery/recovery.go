@@ -49,7 +49,7 @@ type Config struct {
 	ID          string
 	Incarnation uint64
 	Starts      []meta.Audit
-	RegionKey   []byte            // opens the dumps of the metadata, and the keyring; nil: there is none
+	RegionKey   []byte // opens the dumps of the metadata, and the keyring; nil: there is none
 	Drivers     map[string]kms.Driver
 	Trust       ed25519.PublicKey // of records, where neither dump nor metadata tell; nil: none
 	Merge       bool              // over the metadata at Path, which must be there

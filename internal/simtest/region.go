@@ -184,7 +184,7 @@ func (r *Region) start() {
 		r.openFiles(&volumes)
 	}
 	r.Control = control.New(control.Config{
-		Volumes: volumes,
+		Volumes: volumes, Keys: r.Keys,
 
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: cmp.Or(r.opts.Grace, -1),
 		Copies: r.opts.Copies, Operators: r.opts.Operators,
