@@ -130,6 +130,9 @@ func (w *World) Run() {
 			w.tb.Logf("seed %d:\n%s", w.seed, w.Log())
 		}
 	}()
+	for _, s := range w.sites {
+		w.started(s) // a fault could end the start
+	}
 	for i := range worldSteps {
 		w.rnd = rand.New(rand.NewPCG(w.seed, uint64(i)))
 		w.step()
