@@ -130,15 +130,15 @@ func ParseKeyringName(s string) (uint64, error) {
 	return n, nil
 }
 
-// Encode returns the keyring as stored, sealed under the region's key. Keys and
-// defaults are put in order. The error is of Kind Invalid for values that no
+// Sort puts keys and defaults in order.
+func (k *Keyring) Sort() {
+	slices.SortFunc(k.Keys, func(a, b MasterKey) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(k.Defaults, func(a, b KeyDefault) int { return cmp.Compare(a.Account, b.Account) })
+}
+
+// Encode returns the keyring as stored, sealed under the region's key. The error is of Kind Invalid for values that no
 // keyring can have, Full when it is longer than MaxKeyringSize.
 func (k *Keyring) Encode(s Sealer) ([]byte, error) {
-	sorted := *k
-	sorted.Keys, sorted.Defaults = slices.Clone(k.Keys), slices.Clone(k.Defaults)
-	slices.SortFunc(sorted.Keys, func(a, b MasterKey) int { return cmp.Compare(a.ID, b.ID) })
-	slices.SortFunc(sorted.Defaults, func(a, b KeyDefault) int { return cmp.Compare(a.Account, b.Account) })
-	k = &sorted
 	if why := k.check(); why != "" {
 		return nil, snapferry.Errorf(snapferry.Invalid, "encode keyring %d: %s", k.Number, why)
 	}

@@ -11,6 +11,7 @@ package keystore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -194,10 +195,8 @@ func (s *Store) heal(ctx context.Context, best stored) error {
 		return err
 	}
 	// A damaged one is in the way: the next number says the same.
-	next := *best.ring
 	s.current.Store(best.ring)
-	_, err = s.write(ctx, &next, nil)
-	return err
+	return s.write(ctx, clone(best.ring), best.number, nil)
 }
 
 // names returns the numbers of the keyrings in the bucket, ascending.
@@ -268,7 +267,10 @@ func (s *Store) removeBelow(ctx context.Context, numbers []uint64, number uint64
 
 // changeTries bounds how often a change is made again over what another process
 // has written.
-const changeTries = 4
+const changeTries = 100
+
+// errChanged says that somebody else has changed the keyring meanwhile.
+var errChanged = snapferry.Errorf(snapferry.Conflict, "the keyring was changed meanwhile")
 
 // change makes fn's change of the keyring, and commit's of the metadata with it. fn
 // is given a keyring of its own; when it fails, nothing was done.
@@ -276,76 +278,100 @@ func (s *Store) change(ctx context.Context, fn func(*record.Keyring) error, comm
 	s.changes.Lock()
 	defer s.changes.Unlock()
 	for range changeTries {
+		known, err := s.known(ctx)
+		if err != nil {
+			return err
+		}
+		if known.number > s.current.Load().Number {
+			if known.err != nil {
+				return known.err
+			}
+			s.install(known.ring)
+		}
 		next := clone(s.current.Load())
 		if err := fn(next); err != nil {
 			return err
 		}
-		taken, err := s.write(ctx, next, commit)
-		if err != nil || !taken {
-			return err
-		}
-		if err := s.adopt(ctx); err != nil {
+		err = s.write(ctx, next, known.number, commit)
+		if !errors.Is(err, errChanged) {
 			return err
 		}
 	}
 	return snapferry.Errorf(snapferry.Unavailable, "others change the keyring of region %s", s.cfg.Region).WithHint("try again")
 }
 
-// write writes the keyring that follows the current one. taken reports that its
-// number is another's.
-func (s *Store) write(ctx context.Context, next *record.Keyring, commit func(*meta.Tx) error) (taken bool, err error) {
+// write writes the keyring that follows the current one; base is the number that the
+// metadata has. errChanged when that is another's by now.
+func (s *Store) write(ctx context.Context, next *record.Keyring, base uint64, commit func(*meta.Tx) error) error {
 	old := s.current.Load().Number
-	next.Number = max(old, next.Number) + 1
+	next.Number = max(old, base) + 1
+	next.Sort()
 	p, err := next.Encode(s.cfg.Seal)
 	if err != nil {
-		return false, err
+		return err
 	}
 	name := record.KeyringName(next.Number)
 	err = s.cfg.Bucket.Put(ctx, name, p)
 	if snapferry.IsKind(err, snapferry.Exists) {
-		return true, nil
+		if err := s.adopt(ctx, next.Number, base); err != nil {
+			return err
+		}
+		return errChanged
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	back, err := s.cfg.Bucket.Get(ctx, name, record.MaxKeyringSize)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if !bytes.Equal(back, p) {
-		return false, snapferry.Errorf(snapferry.Corrupt, "keyring %d does not read back as it was written", next.Number)
+		return snapferry.Errorf(snapferry.Corrupt, "keyring %d does not read back as it was written", next.Number)
 	}
 	err = s.cfg.DB.Update(ctx, func(tx *meta.Tx) error {
-		if err := tx.PutKeyring(meta.Keyring{Number: next.Number, Sealed: p}); err != nil || commit == nil {
+		if err := replace(tx, base, meta.Keyring{Number: next.Number, Sealed: p}); err != nil || commit == nil {
 			return err
 		}
 		return commit(tx)
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
 	s.current.Store(next)
-	s.removeBelow(ctx, []uint64{old, next.Number - 1}, next.Number)
-	return false, nil
+	s.removeBelow(ctx, []uint64{base, old, next.Number - 1}, next.Number)
+	return nil
+}
+
+// replace writes a keyring into the metadata over that with a number: errChanged when
+// another one is there. A number that was removed from the bucket can be written there
+// again by who does not know of it; here it shows.
+func replace(tx *meta.Tx, base uint64, k meta.Keyring) error {
+	now, err := tx.Keyring()
+	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
+		return err
+	}
+	if now.Number != base && (now.Number != k.Number || !bytes.Equal(now.Sealed, k.Sealed)) {
+		return errChanged
+	}
+	return tx.PutKeyring(k)
 }
 
 // adopt takes a keyring that somebody else wrote, or this process without learning
 // of it.
-func (s *Store) adopt(ctx context.Context) error {
-	number := s.current.Load().Number + 1
+func (s *Store) adopt(ctx context.Context, number, base uint64) error {
 	x, err := s.read(ctx, number)
 	if err != nil {
 		return err
 	}
 	if x.ring == nil {
-		// Damaged: one above it says what is true.
+		// Damaged, or removed by now: one above it says what is true.
 		s.cfg.Log.ErrorContext(ctx, "a keyring in the bucket cannot be read; it is passed over", "number", number, "err", x.err)
 		ring := clone(s.current.Load())
 		ring.Number = number
 		s.current.Store(ring)
 		return nil
 	}
-	err = s.cfg.DB.Update(ctx, func(tx *meta.Tx) error { return tx.PutKeyring(meta.Keyring{Number: x.number, Sealed: x.bytes}) })
+	err = s.cfg.DB.Update(ctx, func(tx *meta.Tx) error { return replace(tx, base, meta.Keyring{Number: x.number, Sealed: x.bytes}) })
 	if err == nil {
 		s.install(x.ring)
 	}

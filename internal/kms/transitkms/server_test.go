@@ -308,7 +308,7 @@ func TestServerPolicy(t *testing.T) {
 	want(t, "a key that the engine would make", err, snapferry.Denied)
 }
 
-// policy is that of docs/keys-drivers-a.md.
+// policy is that of docs/operations.md.
 const policy = `
 path "transit/keys/+"        { capabilities = ["read"] }
 path "transit/encrypt/+"     { capabilities = ["update"] }
