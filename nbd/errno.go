@@ -54,7 +54,7 @@ func errnoOf(k snapferry.Kind) Errno {
 	switch k {
 	case snapferry.Invalid, snapferry.NotFound, snapferry.Exists:
 		return EINVAL
-	case snapferry.Denied, snapferry.Conflict, snapferry.KeyUnusable:
+	case snapferry.Denied, snapferry.Conflict:
 		return EPERM
 	case snapferry.Full:
 		return ENOSPC
@@ -62,7 +62,7 @@ func errnoOf(k snapferry.Kind) Errno {
 		return EINVAL
 	case snapferry.Cancelled:
 		return ESHUTDOWN
-	case snapferry.Internal, snapferry.Unavailable, snapferry.Corrupt:
+	case snapferry.Internal, snapferry.Unavailable, snapferry.Corrupt, snapferry.KeyUnusable:
 		return EIO
 	}
 	return EIO

@@ -190,6 +190,12 @@ func (c *serverConfig) check() error {
 	if err := c.Bucket.check(); err != nil {
 		return err
 	}
+	if err := c.checkKeySource(); err != nil {
+		return err
+	}
+	if err := c.Keys.check(); err != nil {
+		return err
+	}
 	if c.memory() < minMemory {
 		return snapferry.Errorf(snapferry.Invalid, "memory of %d bytes is less than %d", c.Memory, int64(minMemory))
 	}

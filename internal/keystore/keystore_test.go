@@ -459,6 +459,7 @@ func (r *region) stored() stored {
 }
 
 func (r *region) remove(name string) { r.Helper(); r.must(r.raw.Delete(context.Background(), name)) }
+
 func (r *region) put(name string, p []byte) {
 	r.Helper()
 	r.must(r.raw.Put(context.Background(), name, p))
