@@ -142,6 +142,10 @@ var controlList = []mutation{
 		edits: []edit{{control + "/pins.go", "if err != nil || !c.State.Terminal() {\n\t\treturn errTakenAgain", "if err != nil || true {\n\t\treturn errTakenAgain"}},
 	},
 	{
+		name: "who is stopped does not give back the pin that it took", pkg: control, test: "TestPinTakenTooLate",
+		edits: []edit{{control + "/pins.go", "context.WithTimeout(context.WithoutCancel(ctx), renewTime)", "context.WithTimeout(ctx, renewTime)"}},
+	},
+	{
 		name: "a deletion that nobody finished waits on", pkg: control, test: "TestDeleteAfterRelease",
 		edits: []edit{{ctlSnaps, "\t\treturn Host{r}.finishDelete(ctx, id) // whoever", "\t\treturn nil // whoever"}},
 	},
