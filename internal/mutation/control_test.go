@@ -33,6 +33,10 @@ var controlList = []mutation{
 		},
 	},
 	{
+		name: "why an import failed is forgotten before it is on record", pkg: control, test: "TestReasonOfFailedImport",
+		edits: []edit{{control + "/imports.go", "\tr.reasons[id] = err\n", ""}},
+	},
+	{
 		name: "the end of the last pin does not end the deletion that waits", pkg: control, test: "TestDeleteWhilePinned",
 		edits: []edit{{ctlHost, "\treturn h.finishDelete(ctx, p.Snapshot)\n", "\treturn nil\n"}},
 	},
