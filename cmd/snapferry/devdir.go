@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,6 +23,15 @@ const (
 	devClient  = "client.yaml"
 	devAccount = "main"
 	loopback   = "127.0.0.1:0"
+)
+
+// A region's port is drawn from these, which are below those that outgoing
+// connections get (Linux: net.ipv4.ip_local_port_range, 32768 on by default): what
+// is free when the region is made is then free whenever it starts.
+const (
+	minDevPort = 20000
+	maxDevPort = 32767
+	portTries  = 100
 )
 
 // devDir is a directory with the regions of one machine: client.yaml, the
@@ -164,11 +175,15 @@ func prepareSockets(dir string) error {
 
 // freePort returns an address on this machine that nobody listens on now.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", loopback)
-	if err != nil {
-		return "", snapferry.Errorf(snapferry.Unavailable, "find a free port: %w", err)
+	var l net.Listener
+	var err error
+	for range portTries {
+		port := minDevPort + rand.IntN(maxDevPort-minDevPort+1)
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", snapferry.Errorf(snapferry.Unavailable, "find a free port from %d to %d: %w", minDevPort, maxDevPort, err)
 }
 
 // write introduces the regions to each other and writes what changed. The

@@ -163,26 +163,32 @@ func TestSourceChangesItsSize(t *testing.T) {
 	}
 }
 
+// halfReleased deletes a snapshot of east that has a pin, and does the first half of
+// that pin's release.
+func (w *world) halfReleased(id snapferry.SnapshotID) (transfer.Caller, transfer.Handle) {
+	w.t.Helper()
+	c := transfer.Caller{Region: "west", Account: "a"}
+	x, err := (control.Host{Region: w.east.Control}).Pin(w.t.Context(), c, transfer.Pin{Snapshot: id, Copy: snapferry.NewCopyID(), Incarnation: 1})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.east.Control.Delete(w.t.Context(), w.atEast, id); err != nil {
+		w.t.Fatal(err)
+	}
+	var p meta.Pin
+	w.east.View(func(tx *meta.Tx) (err error) { p, err = tx.Pin(x.Pin); return err })
+	err = w.east.Vault.Release(w.t.Context(), meta.Hold{Version: p.Version, Kind: "pin", Owner: p.ID}, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c, x
+}
+
 // TestReleaseCutShort: the region ended between the release of the last pin and the deletion.
 func TestReleaseCutShort(t *testing.T) {
 	w := newWorld(t)
 	s := w.imported(firstDisk())
-	h := control.Host{Region: w.east.Control}
-	c := transfer.Caller{Region: "west", Account: "a"}
-	x, err := h.Pin(t.Context(), c, transfer.Pin{Snapshot: s.ID, Copy: snapferry.NewCopyID(), Incarnation: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.east.Control.Delete(t.Context(), w.atEast, s.ID); err != nil {
-		t.Fatal(err)
-	}
-	var p meta.Pin
-	w.east.View(func(tx *meta.Tx) (err error) { p, err = tx.Pin(x.Pin); return err })
-	// The first half of Release.
-	err = w.east.Vault.Release(t.Context(), meta.Hold{Version: p.Version, Kind: "pin", Owner: p.ID}, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, x := w.halfReleased(s.ID)
 	w.east.Restart()
 	if err := (control.Host{Region: w.east.Control}).Release(t.Context(), c, x, ""); !snapferry.IsKind(err, snapferry.NotFound) {
 		t.Errorf("released again: %v", err)
@@ -200,28 +206,15 @@ func TestReleaseCutShort(t *testing.T) {
 // last pin was released and whoever did that came no further: it is gone then.
 func TestDeleteAfterRelease(t *testing.T) {
 	w := newWorld(t)
-	h, c := control.Host{Region: w.east.Control}, transfer.Caller{Region: "west", Account: "a"}
 	for what, del := range map[string]func(context.Context, snapferry.AccountID, snapferry.SnapshotID) error{
 		"delete": w.east.Control.Delete, "by force": w.east.Control.Abandon,
 	} {
 		s := w.imported(firstDisk())
-		x, err := h.Pin(t.Context(), c, transfer.Pin{Snapshot: s.ID, Copy: snapferry.NewCopyID(), Incarnation: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := w.east.Control.Delete(t.Context(), w.atEast, s.ID); err != nil {
-			t.Fatal(err)
-		}
-		var p meta.Pin
-		w.east.View(func(tx *meta.Tx) (err error) { p, err = tx.Pin(x.Pin); return err })
-		err = w.east.Vault.Release(t.Context(), meta.Hold{Version: p.Version, Kind: "pin", Owner: p.ID}, func(tx *meta.Tx) error { return tx.DeletePin(p.ID) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		w.halfReleased(s.ID)
 		if err := del(t.Context(), w.atEast, s.ID); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-		_, err = w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
+		_, err := w.east.Control.Snapshot(t.Context(), w.atEast, s.ID)
 		wantKind(t, what, err, snapferry.NotFound)
 	}
 	w.check()

@@ -12,6 +12,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/memblob"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
@@ -202,6 +203,35 @@ func newMeeting(t *testing.T) (w *world, m *meeting) {
 	return w, m
 }
 
+// early makes a volume of west of a snapshot that is being copied, and opens it.
+func (w *world) early(id snapferry.SnapshotID) *head.Volume {
+	w.t.Helper()
+	all, err := w.west.Control.CreateVolumes(w.t.Context(), w.atWest, control.VolumeRequest{Snapshot: id, Name: "early"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	v, err := w.west.Control.Live(w.t.Context(), all[0].ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+// reads compares the first block of a volume with that of a disk.
+func (w *world) reads(v *head.Volume, d *simtest.Disk) {
+	w.t.Helper()
+	got, want := make([]byte, snapferry.BlockSize), make([]byte, snapferry.BlockSize)
+	if _, err := v.ReadAt(got, 0); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := d.ReadAt(want, 0); err != nil {
+		w.t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		w.t.Error("the volume has other bytes than the source")
+	}
+}
+
 // TestRepeatedMeanwhile repeats a request under its token while the first is under
 // way; before the second asks for the source, the first comes to its end and the
 // source is deleted: both have the one answer.
@@ -258,24 +288,8 @@ func TestReadAtEndOfCopy(t *testing.T) {
 	m.blocks.Store(&fn)
 	c = w.copy(control.CopyRequest{Source: s.ID})
 	<-asked
-	all, err := w.west.Control.CreateVolumes(t.Context(), w.atWest, control.VolumeRequest{Snapshot: c.ID, Name: "early"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := w.west.Control.Live(t.Context(), all[0].ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, want := make([]byte, snapferry.BlockSize), make([]byte, snapferry.BlockSize)
-	if _, err := v.ReadAt(got, 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.ReadAt(want, 0); err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != string(want) {
-		t.Error("the volume has other bytes than the source")
-	}
+	v := w.early(c.ID)
+	w.reads(v, d)
 	w.settled(w.west, w.atWest, c.ID)
 	noPins(t, w.east, s.ID)
 }
@@ -301,38 +315,17 @@ func TestReadAfterBrokenPin(t *testing.T) {
 	m.blocks.Store(&fn)
 	c := w.copy(control.CopyRequest{Source: s.ID})
 	<-asked
-	all, err := w.west.Control.CreateVolumes(t.Context(), w.atWest, control.VolumeRequest{Snapshot: c.ID, Name: "early"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := w.west.Control.Live(t.Context(), all[0].ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
-	if err != nil || len(pins) != 1 {
-		t.Fatalf("got pins %v, %v, want one", pins, err)
-	}
-	if err := w.east.Control.BreakPin(t.Context(), w.east.Account("root"), pins[0].ID); err != nil {
-		t.Fatal(err)
-	}
-	got, want := make([]byte, snapferry.BlockSize), make([]byte, snapferry.BlockSize)
-	if _, err := v.ReadAt(got, 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.ReadAt(want, 0); err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != string(want) {
-		t.Error("the volume has other bytes than the source")
-	}
+	v := w.early(c.ID)
+	w.breakPin()
+	w.reads(v, d)
 	close(open)
 	w.ready(c.ID, d)
 	noPins(t, w.east, s.ID)
 }
 
 // TestPinTakenTooLate has a process that does not know that its copy was ended by
-// another one find its pin gone, and take it again: no pin is left.
+// another one find its pin gone, and take it again, also if it is stopped in that
+// moment: no pin is left.
 func TestPinTakenTooLate(t *testing.T) {
 	w, m := newMeeting(t)
 	s := w.imported(smallDisk())
@@ -343,12 +336,32 @@ func TestPinTakenTooLate(t *testing.T) {
 		t.Fatal(err)
 	}
 	noPins(t, w.east, s.ID)
-	if err := w.west.Control.Repin(t.Context(), w.toEast.As("a"), c.Copy); snapferry.IsKind(err, snapferry.Unavailable) {
-		t.Errorf("got %v: the copy goes on", err)
+	for _, stopped := range []bool{false, true} {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		from := &pinned{w.toEast.As("a"), func() {
+			if stopped {
+				stop()
+			}
+		}}
+		if err := w.west.Control.Repin(ctx, from, c.Copy); snapferry.IsKind(err, snapferry.Unavailable) {
+			t.Errorf("stopped %v: got %v: the copy goes on", stopped, err)
+		}
+		if pins, err := w.east.Control.Pins(t.Context(), w.atEast); err != nil || len(pins) > 0 {
+			t.Errorf("stopped %v: got pins %v, %v, want none", stopped, pins, err)
+		}
 	}
-	if pins, err := w.east.Control.Pins(t.Context(), w.atEast); err != nil || len(pins) > 0 {
-		t.Errorf("got pins %v, %v, want none", pins, err)
-	}
+}
+
+// pinned is a region at which something happens when a pin was taken.
+type pinned struct {
+	transfer.Remote
+	then func()
+}
+
+func (p *pinned) Pin(ctx context.Context, x transfer.Pin) (transfer.Handle, error) {
+	defer p.then()
+	return p.Remote.Pin(ctx, x)
 }
 
 // TestDeleteOfSettledJustNow deletes a snapshot that is being made; when the deletion

@@ -78,6 +78,7 @@ type Region struct {
 
 	mu       sync.Mutex
 	imports  map[snapferry.SnapshotID]*running // disks handed over, until their job takes them; guarded by mu
+	reasons  map[snapferry.SnapshotID]error    // why imports failed, until that is on record; guarded by mu
 	progress map[snapferry.SnapshotID]*running // what runs here now; guarded by mu
 	pulling  map[snapferry.CopyID]*running     // the copies that run here now; guarded by mu
 	compacts map[snapferry.ChainID]bool        // whose compaction runs; guarded by mu
@@ -101,7 +102,7 @@ func New(c Config) *Region {
 		begun: make(chan struct{}),
 		name:  c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
 		keys: c.Keys, grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
-		imports: map[snapferry.SnapshotID]*running{}, progress: map[snapferry.SnapshotID]*running{}, pulling: map[snapferry.CopyID]*running{},
+		imports: map[snapferry.SnapshotID]*running{}, reasons: map[snapferry.SnapshotID]error{}, progress: map[snapferry.SnapshotID]*running{}, pulling: map[snapferry.CopyID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[tallyKey]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 		copies: c.Copies.withDefaults(), limits: newLimits(), memory: transfer.NewMemory(c.Copies.Memory), operators: c.Operators,
 	}

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -224,6 +225,48 @@ func TestForkOfTheDeleted(t *testing.T) {
 	a.Check(t, simtest.NoGarbage)
 	a.delete(f.ID)
 	a.empty()
+}
+
+// goneDisk cannot be read, and calls gone when that is tried.
+type goneDisk struct {
+	*simtest.Disk
+	gone func()
+}
+
+func (d *goneDisk) ReadAt([]byte, int64) (int, error) {
+	d.gone()
+	return 0, snapferry.Errorf(snapferry.Invalid, "the disk was pulled out")
+}
+
+// TestReasonOfFailedImport makes each point fail behind the failure of an import:
+// the reason is told in the end, not what came between it and the record of it.
+func TestReasonOfFailedImport(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []blobtest.Mode{blobtest.Before, blobtest.After} {
+		failed := true
+		for n := 0; failed; n++ {
+			a := newAlone(t, simtest.NewFactory(t))
+			d := &goneDisk{Disk: firstDisk(), gone: sync.OnceFunc(func() { a.Power.FailAt(n, mode) })}
+			s, err := a.Control.Import(t.Context(), a.at, control.ImportRequest{Volume: "disk", Disk: d, Close: func() {}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s, err = a.Control.Wait(t.Context(), a.at, s.ID, -1, patience); err != nil {
+				t.Fatal(err)
+			}
+			if s.State != snapferry.SnapshotFailed || s.Reason != "invalid: the disk was pulled out" {
+				t.Errorf("point %d, mode %d: got %s, %q", n, mode, s.State, s.Reason)
+			}
+			rest(t, a.Region)
+			failed = a.Power.Restore()
+			a.delete(s.ID)
+			a.empty()
+			a.Stop()
+			if n == 0 && !failed {
+				t.Error("no point failed")
+			}
+		}
+	}
 }
 
 // slowTarget waits, at each write but the first few, until it may go on.

@@ -183,20 +183,31 @@ func visibleParent(tx *meta.Tx, id snapferry.VersionID) snapferry.SnapshotID {
 func (r *Region) runImport(ctx context.Context, run *job.Run) error {
 	id := snapferry.SnapshotID(run.Job.Subject)
 	r.mu.Lock()
-	x := r.imports[id]
+	x, err := r.imports[id], r.reasons[id]
 	delete(r.imports, id)
 	r.mu.Unlock()
-	var err error
-	if x == nil {
+	switch {
+	case err != nil: // only the end of a run before this one is left
+	case x == nil:
 		err = r.lostImport(ctx, id)
-	} else {
+	default:
 		defer x.close()
 		err = r.importDisk(ctx, run, id, x)
 	}
 	if err == nil {
 		return nil
 	}
-	return r.failSnapshot(ctx, id, err)
+	// Until the reason is on record, it is here alone.
+	r.mu.Lock()
+	r.reasons[id] = err
+	r.mu.Unlock()
+	end := r.failSnapshot(ctx, id, err)
+	if !snapferry.IsKind(end, snapferry.Unavailable) || r.settled(ctx, id) {
+		r.mu.Lock()
+		delete(r.reasons, id)
+		r.mu.Unlock()
+	}
+	return end
 }
 
 // lostImport is why an import that has no disk any more has failed: for the

@@ -241,8 +241,8 @@ func (r *Region) renewing(ctx context.Context, from transfer.Remote, p *puller) 
 }
 
 // renew renews the pins of a copy, and takes those again that were broken. Its error
-// is errTakenAgain or an endedError: there is nothing left to pin. A source that cannot
-// be asked is none.
+// is errTakenAgain, or an endedError when there is nothing left to pin or to pin it for.
+// A source that cannot be asked is none.
 func (r *Region) renew(ctx context.Context, from transfer.Remote, c *meta.Copy) error {
 	ctx, stop := context.WithTimeout(ctx, renewTime)
 	defer stop()
@@ -270,7 +270,8 @@ func endsRun(err error) bool {
 	return errors.As(err, &gone) || errors.Is(err, errTakenAgain)
 }
 
-// repin takes a pin of a copy again that was broken: errTakenAgain when it has.
+// repin takes a pin of a copy again that was broken: errTakenAgain when it has. An
+// endedError says that the source was deleted, or that the copy has ended.
 func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, id snapferry.SnapshotID) error {
 	if _, err := sourceOf(ctx, from, c, id); err != nil {
 		return err
@@ -289,6 +290,9 @@ func (r *Region) repin(ctx context.Context, from transfer.Remote, c *meta.Copy, 
 // now needs it. One that another process, or another request, has ended meanwhile may
 // have released its pins before that: nobody else would release this one.
 func (r *Region) keepsOrReleases(ctx context.Context, from transfer.Remote, id snapferry.CopyID, h transfer.Handle) error {
+	// What ended the copy may have ended the context of who took the pin, too.
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), renewTime)
+	defer stop()
 	c, err := r.copyRow(ctx, id)
 	if err != nil || !c.State.Terminal() {
 		return errTakenAgain

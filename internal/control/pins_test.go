@@ -245,50 +245,70 @@ func TestBreakPin(t *testing.T) {
 	w.east.Check(t, simtest.NoGarbage)
 }
 
+// breakPin breaks the one pin of east.
+func (w *world) breakPin() {
+	w.t.Helper()
+	pins, err := w.east.Control.Pins(w.t.Context(), w.atEast)
+	if err != nil || len(pins) != 1 {
+		w.t.Fatalf("got pins %v, %v, want one", pins, err)
+	}
+	if err := w.east.Control.BreakPin(w.t.Context(), w.east.Account("root"), pins[0].ID); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // TestBreakPinSeenLate breaks the pin of a copy, which takes it again as it renews it;
-// what it has asked for before fails for that only then: it goes on.
+// what it has asked for before fails for that at this moment: it goes on.
 func TestBreakPinSeenLate(t *testing.T) {
 	t.Parallel() // it waits for the next renewal
-	w := newWorldWith(t, func(*simtest.Options) {})
+	src := &late{asked: make(chan struct{}, 100), open: make(chan struct{}), failed: make(chan struct{})}
+	var broken atomic.Bool
+	w := newWorldWith(t, func(o *simtest.Options) {
+		to := o.Peers["east"]
+		o.Peers["east"] = func(account string) transfer.Remote {
+			return &pinned{to(account), func() {
+				if broken.Swap(false) {
+					close(src.open)
+					<-src.failed
+				}
+			}}
+		}
+	})
 	d := firstDisk()
 	s := w.imported(d)
-	asked, open := make(chan struct{}, 100), make(chan struct{})
-	w.toEast.Wrap(func(src transfer.Source) transfer.Source { return &late{src, asked, open} })
+	w.toEast.Wrap(func(of transfer.Source) transfer.Source { return &lateSource{of, src} })
 	c := w.copy(control.CopyRequest{Source: s.ID})
-	<-asked
-	pins, err := w.east.Control.Pins(t.Context(), w.atEast)
-	if err != nil || len(pins) != 1 {
-		t.Fatalf("got pins %v, %v, want one", pins, err)
-	}
-	if err := w.east.Control.BreakPin(t.Context(), w.east.Account("root"), pins[0].ID); err != nil {
-		t.Fatal(err)
-	}
-	idle(t, w.east, "the renewal", func(tx *meta.Tx) (bool, error) {
-		pins, err := tx.PinsOf(s.ID)
-		return len(pins) == 1, err
-	})
-	close(open)
+	<-src.asked
+	broken.Store(true)
+	w.breakPin()
 	w.ready(c.ID, d)
 	w.ended(c.Copy, snapferry.EndedDone, 1)
 	noPins(t, w.east, s.ID)
 	w.check()
 }
 
-// late is a source that does not know the pin of what is asked before it is opened,
-// and says so only then.
+// late is what sources do that do not know the pin of what was asked before they are
+// opened, and say so only then.
 type late struct {
-	transfer.Source
 	asked, open chan struct{}
+	failed      chan struct{} // closed when who asked has given up
+	once        sync.Once
 }
 
-func (s *late) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
+type lateSource struct {
+	transfer.Source
+	late *late
+}
+
+func (s *lateSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
 	select {
-	case <-s.open:
+	case <-s.late.open:
 		return s.Source.Blocks(ctx, want)
 	default:
 	}
-	s.asked <- struct{}{}
-	<-s.open
+	s.late.asked <- struct{}{}
+	<-s.late.open
+	context.AfterFunc(ctx, func() { s.late.once.Do(func() { close(s.late.failed) }) })
 	return nil, snapferry.Errorf(snapferry.NotFound, "the pin was broken")
 }
 

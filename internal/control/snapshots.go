@@ -228,6 +228,7 @@ func (r *Region) delete(ctx context.Context, account snapferry.AccountID, id sna
 		r.mu.Lock()
 		x := r.imports[id]
 		delete(r.imports, id)
+		delete(r.reasons, id)
 		r.mu.Unlock()
 		if x != nil {
 			x.close()

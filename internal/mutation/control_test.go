@@ -33,6 +33,10 @@ var controlList = []mutation{
 		},
 	},
 	{
+		name: "why an import failed is forgotten before it is on record", pkg: control, test: "TestReasonOfFailedImport",
+		edits: []edit{{control + "/imports.go", "\tr.reasons[id] = err\n", ""}},
+	},
+	{
 		name: "the end of the last pin does not end the deletion that waits", pkg: control, test: "TestDeleteWhilePinned",
 		edits: []edit{{ctlHost, "\treturn h.finishDelete(ctx, p.Snapshot)\n", "\treturn nil\n"}},
 	},
@@ -140,6 +144,10 @@ var controlList = []mutation{
 	{
 		name: "a pin that is taken again for a copy that has ended stays", pkg: control, test: "TestPinTakenTooLate",
 		edits: []edit{{control + "/pins.go", "if err != nil || !c.State.Terminal() {\n\t\treturn errTakenAgain", "if err != nil || true {\n\t\treturn errTakenAgain"}},
+	},
+	{
+		name: "who is stopped does not give back the pin that it took", pkg: control, test: "TestPinTakenTooLate",
+		edits: []edit{{control + "/pins.go", "context.WithTimeout(context.WithoutCancel(ctx), renewTime)", "context.WithTimeout(ctx, renewTime)"}},
 	},
 	{
 		name: "a deletion that nobody finished waits on", pkg: control, test: "TestDeleteAfterRelease",

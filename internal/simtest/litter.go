@@ -9,8 +9,9 @@ import (
 	"github.com/snapferry/snapferry/record"
 )
 
-// LitterPrefix begins the names of the objects that Litter leaves.
-const LitterPrefix = "objects/00"
+// LitterPrefix begins the names of the objects that Litter leaves. No name that
+// is drawn at random begins like that.
+const LitterPrefix = "objects/0000000000000000-"
 
 // Litter leaves garbage of every kind in a region: four objects, two segments, a
 // record of a version that is gone, what a check of the bucket left. of is a

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -103,11 +104,14 @@ func (p *Process) Kill() error {
 }
 
 // FreeAddress returns an address of this machine, 127.0.0.1:PORT, at which nobody
-// listens now.
-func FreeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// listens now. No outgoing connection gets its port meanwhile: it is below those of
+// net.ipv4.ip_local_port_range, and below those that regions draw.
+func FreeAddress() (addr string, err error) {
+	var l net.Listener
+	for range 100 {
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(10_000))); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", err
 }

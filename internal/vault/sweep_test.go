@@ -57,7 +57,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("got %+v, want 4 objects, 2 segments, 11 records, 1 check", st)
 	}
 	for _, name := range names(t, h.Region) {
-		if strings.HasPrefix(name, "objects/00") || strings.HasPrefix(name, "check/") {
+		if strings.HasPrefix(name, simtest.LitterPrefix) || strings.HasPrefix(name, "check/") {
 			t.Errorf("%s is left", name)
 		}
 	}
