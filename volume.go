@@ -41,6 +41,10 @@ type Volume struct {
 	Reason   string      `json:"reason,omitempty"` // why it is in error, when it is
 	Hint     string      `json:"hint,omitempty"`   // what to do about it
 	Size     int64       `json:"size"`             // bytes
+	// Encrypted says that what the volume has is sealed under a master key, Key: its
+	// snapshots, and its files in the region.
+	Encrypted bool  `json:"encrypted"`
+	Key       KeyID `json:"key,omitempty"`
 	Snapshot SnapshotID  `json:"snapshot,omitempty"`
 	Created  time.Time   `json:"created"`
 	Export   *Export     `json:"export,omitempty"`

@@ -92,6 +92,18 @@ func (s Sealing) fits(what string, have, want snapferry.KeyID) error {
 		WithHint("copy a snapshot of it with: snapferry snapshot copy ID --from REGION --to REGION --encrypt --key KEY")
 }
 
+// tryKey opens the data key of a version's chain now.
+func (r *Region) tryKey(ctx context.Context, id snapferry.VersionID) error {
+	if err := r.haveKeys(); err != nil {
+		return err
+	}
+	row, err := r.versionRow(ctx, id)
+	if err != nil {
+		return err
+	}
+	return r.keys.Try(ctx, row.Chain)
+}
+
 // copyKey returns the key under which a copy of what was described is kept; ok is
 // false for a plain one.
 func (r *Region) copyKey(ctx context.Context, account snapferry.AccountID, s Sealing, ds []transfer.Description) (k snapferry.Key, ok bool, err error) {

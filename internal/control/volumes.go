@@ -101,10 +101,6 @@ func (r *Region) CreateVolumes(ctx context.Context, account snapferry.AccountID,
 	return made, nil
 }
 
-// errPlainLayers refuses what would be in the clear in the files of a live volume.
-var errPlainLayers = snapferry.Errorf(snapferry.Unsupported, "the files of live volumes are not encrypted yet").
-	WithHint("export the snapshot to a file or device instead")
-
 func (r *Region) haveVolumes() error {
 	if r.files.FS == nil {
 		return snapferry.Errorf(snapferry.Unsupported, "region %s has no place for live volumes", r.name)
@@ -123,9 +119,6 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 		if fresh, err = r.chainFor(ctx, account, q.Sealing); err != nil {
 			return "", err
 		}
-	}
-	if fresh.Key != "" {
-		return "", errPlainLayers
 	}
 	insert := func(tx *meta.Tx, chain snapferry.ChainID) error {
 		if chain.IsZero() {
@@ -178,7 +171,9 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 		return err
 	}
 	if s.Key != "" {
-		return errPlainLayers
+		if err := r.tryKey(ctx, s.Version); err != nil {
+			return err
+		}
 	}
 	if h.Size == 0 {
 		h.Size = s.Size
@@ -280,7 +275,14 @@ func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 	if err != nil || row.State != snapferry.VolumeCreating {
 		return err // somebody else has made it
 	}
-	err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base)
+	chain, err := r.chainOf(ctx, h.ID)
+	if err != nil {
+		return err
+	}
+	keys, err := r.layerKeys(ctx, chain)
+	if err == nil {
+		err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base, keys)
+	}
 	return cmp.Or(err, r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		now, terr := tx.Head(h.ID)
 		if terr != nil || now.State != snapferry.VolumeCreating {
@@ -351,6 +353,15 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		ID: h.ID, Account: h.Account, Region: r.name, Name: h.Name, Tags: h.Tags, State: h.State, Reason: h.Reason, Hint: h.Hint,
 		Size: h.Size, Snapshot: h.Snapshot, Created: h.Created, Export: h.Export,
 	}
+	vol, err := tx.Volume(h.ID)
+	if err != nil {
+		return v, err
+	}
+	chain, err := tx.Chain(vol.Chain)
+	if err != nil {
+		return v, err
+	}
+	v.Key, v.Encrypted = chain.Key, chain.Key != ""
 	uploads, err := tx.Uploads(h.ID)
 	if err != nil {
 		return v, err

@@ -23,6 +23,7 @@ type Caches struct {
 	fs      layer.FS
 	dir     string
 	budget  int64
+	keys    KeysOf
 	log     *slog.Logger
 	flights flights
 	written atomic.Int64 // bytes put since the last look at the budget
@@ -57,14 +58,22 @@ type Cache struct {
 // knows its size.
 const cacheSize = snapferry.MaxVolumeSize
 
+// KeysOf returns the keys that seal what is kept of a version; nil for one whose
+// content is not encrypted.
+type KeysOf func(id snapferry.VersionID) (layer.Keys, error)
+
 // OpenCaches opens the caches in a folder, which is made when it is not there.
-// budget is in bytes; 0 or less keeps nothing that is not in use.
-func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Caches, error) {
+// budget is in bytes; 0 or less keeps nothing that is not in use. keys may be nil:
+// then nothing is encrypted.
+func OpenCaches(fs layer.FS, dir string, budget int64, keys KeysOf, log *slog.Logger) (*Caches, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if keys == nil {
+		keys = func(snapferry.VersionID) (layer.Keys, error) { return nil, nil }
+	}
 	cs := &Caches{
-		fs: fs, dir: dir, budget: budget, log: log,
+		fs: fs, dir: dir, budget: budget, keys: keys, log: log,
 		open: map[snapferry.VersionID]*Cache{}, idle: map[snapferry.VersionID]idleCache{}, volumes: map[*Volume]struct{}{},
 	}
 	if err := fs.Mkdir(dir); err != nil && !snapferry.IsKind(err, snapferry.Exists) {
@@ -79,7 +88,7 @@ func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Cache
 		if err != nil {
 			continue // not ours
 		}
-		bytes, err := cs.measure(id)
+		bytes, err := layer.Allocated(fs, cs.path(id))
 		if err != nil {
 			log.Warn("a cache cannot be read and is removed", "version", n, "err", err)
 			if err := layer.Remove(fs, cs.path(id)); err != nil {
@@ -93,16 +102,6 @@ func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Cache
 }
 
 func (cs *Caches) path(id snapferry.VersionID) string { return path.Join(cs.dir, id.String()) }
-
-// measure returns the bytes of a cache on the disk, and that it can be opened.
-func (cs *Caches) measure(id snapferry.VersionID) (int64, error) {
-	l, err := layer.Open(cs.fs, cs.path(id), cacheSize)
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Allocated()
-}
 
 // Close waits for background work and syncs the caches that are in use, so that
 // what is near stays near.
@@ -137,16 +136,7 @@ func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
 		c.refs++
 		return c, nil
 	}
-	var l *layer.Layer
-	var err error
-	if _, ok := cs.idle[id]; ok {
-		l, err = layer.Open(cs.fs, cs.path(id), cacheSize)
-	} else {
-		l, err = layer.Create(cs.fs, cs.path(id), cacheSize)
-		if snapferry.IsKind(err, snapferry.Exists) {
-			l, err = layer.Open(cs.fs, cs.path(id), cacheSize)
-		}
-	}
+	l, err := cs.openLayer(id)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +144,27 @@ func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
 	c := &Cache{owner: cs, version: id, layer: l, refs: 1}
 	cs.open[id] = c
 	return c, nil
+}
+
+// openLayer opens or makes the layer of a cache. One that cannot be read is made
+// again: it has nothing that the version does not have.
+func (cs *Caches) openLayer(id snapferry.VersionID) (*layer.Layer, error) {
+	keys, err := cs.keys(id)
+	if err != nil {
+		return nil, err
+	}
+	l, err := layer.Create(cs.fs, cs.path(id), cacheSize, keys)
+	if snapferry.IsKind(err, snapferry.Exists) {
+		l, err = layer.Open(cs.fs, cs.path(id), cacheSize, keys)
+	}
+	if !snapferry.IsKind(err, snapferry.Corrupt) {
+		return l, err
+	}
+	cs.log.Warn("a cache cannot be read and is made again", "version", id, "err", err)
+	if err := layer.Remove(cs.fs, cs.path(id)); err != nil {
+		return nil, err
+	}
+	return layer.Create(cs.fs, cs.path(id), cacheSize, keys)
 }
 
 func (c *Cache) hold() {

@@ -19,12 +19,12 @@ func two(t *testing.T) (vs *versions, caches *head.Caches, base *disk, vols [2]*
 	}
 	id := vs.add(base)
 	fs := tempFS(t)
-	caches, err := head.OpenCaches(fs, "caches", 1<<40, nil)
+	caches, err := head.OpenCaches(fs, "caches", 1<<40, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, dir := range []string{"a", "b"} {
-		if err := head.Create(fs, dir, base.size, id); err != nil {
+		if err := head.Create(fs, dir, base.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
 		if vols[i], err = head.Open(t.Context(), head.Config{FS: fs, Dir: dir, Image: vs.open, Caches: caches}); err != nil {

@@ -30,6 +30,7 @@ const rooms = `
 1 internal/linktest
 1 .
 2 seal
+2 internal/xts
 2 blockmap
 2 segment
 2 record
