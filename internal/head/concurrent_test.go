@@ -6,10 +6,13 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/head"
+	"github.com/snapferry/snapferry/internal/layer/layertest"
 )
 
 // slow is an image that answers when it is let.
@@ -269,5 +272,72 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 	if err := caches.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestCloseBesideAll closes a volume while everything is done to it: what is under
+// way ends, whatever it waits for, what comes later is refused, and no file is used
+// when it is closed.
+func TestCloseBesideAll(t *testing.T) {
+	t.Parallel()
+	for round := range 60 {
+		vs, base := newVersions(), newDisk(8<<20)
+		base.write(bytes.Repeat([]byte{7}, 8<<20), 0)
+		id := vs.add(base)
+		fs := layertest.New(t)
+		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := head.Create(fs, "v", base.size, id); err != nil {
+			t.Fatal(err)
+		}
+		v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v", Image: vs.open, Caches: caches})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var closed atomic.Bool
+		var all sync.WaitGroup
+		for n, do := range []func(p []byte, off int64) error{
+			func(p []byte, off int64) error { _, err := v.ReadAt(p, off); return err },
+			func(p []byte, off int64) error { _, err := v.ReadNow(p, off); return err },
+			func(p []byte, off int64) error { _, err := v.WriteAt(p, off); return err },
+			func(p []byte, off int64) error { _, err := v.WriteNow(p[:page], off); return err },
+			func(p []byte, off int64) error { return v.Zero(off, int64(len(p)), true) },
+			func(p []byte, off int64) error { return v.Trim(off, int64(len(p))) },
+			func(p []byte, off int64) error { return v.Cache(off, int64(len(p))) },
+			func(_ []byte, off int64) error { _, _, err := v.Run(t.Context(), off, page); return err },
+			func(_ []byte, off int64) error { _, _, err := v.Dirty(off, page); return err },
+			func([]byte, int64) error { return v.Sync() },
+			func([]byte, int64) error { return v.Hydrate(t.Context(), nil, nil) },
+		} {
+			all.Go(func() {
+				p := make([]byte, 3*page)
+				for i := 0; ; i++ {
+					late := closed.Load()
+					err := do(p, int64((n*7919+i*104729)%(8<<20-4*page)/512*512))
+					switch {
+					case snapferry.IsKind(err, snapferry.Conflict):
+						return
+					case late:
+						t.Errorf("call %d: got %v after Close, want Conflict", n, err)
+						return
+					case err == nil:
+					case v.Context().Err() == nil:
+						t.Errorf("call %d: %v", n, err)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(round%6) * 200 * time.Microsecond)
+		if err := v.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		closed.Store(true)
+		all.Wait()
+		if n := fs.Handles(); n != 0 {
+			t.Fatalf("round %d: %d files are open", round, n)
+		}
 	}
 }

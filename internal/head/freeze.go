@@ -151,6 +151,10 @@ func (c *Changes) Size() int64 { return c.size }
 
 // ReadAt reads the disk as it was at the freeze.
 func (c *Changes) ReadAt(p []byte, off int64) (int, error) {
+	if err := c.v.enter(); err != nil {
+		return 0, err
+	}
+	defer c.v.leave()
 	if off < 0 || off+int64(len(p)) > c.size {
 		return 0, snapferry.Errorf(snapferry.Invalid, "%d bytes at %d are not within %d", len(p), off, c.size)
 	}
@@ -166,6 +170,10 @@ func (c *Changes) ReadAt(p []byte, off int64) (int, error) {
 // where the base has a hole, or there is no base, are none: a disk that was trimmed as a whole has no
 // more to read than its base has. It may read nodes of the base's map.
 func (c *Changes) Next(off int64) (e extent.Extent, ok bool, err error) {
+	if err := c.v.enter(); err != nil {
+		return e, false, err
+	}
+	defer c.v.leave()
 	vw := c.v.acquire()
 	defer vw.release()
 	for _, s := range vw.layers[vw.clean:vw.upTo(c.frozen)] {

@@ -19,6 +19,10 @@ func (v *Volume) within(off, n int64) error {
 // to come from the base is waited for: Unavailable when the bucket does not
 // answer, Corrupt when what it has is wrong, and p is then undefined.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
+	if err := v.enter(); err != nil {
+		return 0, err
+	}
+	defer v.leave()
 	if err := v.within(off, int64(len(p))); err != nil {
 		return 0, err
 	}
@@ -60,6 +64,10 @@ func pages(off int64, n int) int64 {
 // ReadNow reads like ReadAt if everything is at hand in memory: done is false
 // when it is not, and p then undefined.
 func (v *Volume) ReadNow(p []byte, off int64) (done bool, err error) {
+	if err := v.enter(); err != nil {
+		return true, err
+	}
+	defer v.leave()
 	if err := v.within(off, int64(len(p))); err != nil {
 		return true, err
 	}
@@ -111,6 +119,10 @@ func (v *Volume) readBelow(ctx context.Context, vw *view, p []byte, off int64) e
 
 // Cache brings what a range has at the base near, without reading it.
 func (v *Volume) Cache(off, n int64) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
 	if err := v.within(off, n); err != nil {
 		return err
 	}

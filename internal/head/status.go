@@ -13,6 +13,10 @@ import (
 // data, or zeros that take no space. It may read nodes of the base's map. Data
 // may be zeros, too.
 func (v *Volume) Run(ctx context.Context, off, n int64) (length int64, data bool, err error) {
+	if err := v.enter(); err != nil {
+		return 0, false, err
+	}
+	defer v.leave()
 	if err := v.within(off, n); err != nil {
 		return 0, false, err
 	}
@@ -48,6 +52,10 @@ func (v *Volume) piece(ctx context.Context, vw *view, pos, end int64) (next int6
 // Dirty returns for how many bytes from off on, at most n, the volume is alike:
 // changed since the base was sealed, or not. It is about pages.
 func (v *Volume) Dirty(off, n int64) (length int64, dirty bool, err error) {
+	if err := v.enter(); err != nil {
+		return 0, false, err
+	}
+	defer v.leave()
 	if err := v.within(off, n); err != nil {
 		return 0, false, err
 	}
@@ -71,6 +79,9 @@ func (v *Volume) Dirty(off, n int64) (length int64, dirty bool, err error) {
 // if that is not nil. done, if not nil, is told how far it has come: bytes of the
 // disk.
 func (v *Volume) Hydrate(ctx context.Context, limit *rate.Limiter, done func(int64)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(v.ctx, cancel)()
 	for off := int64(0); off < v.size.Load(); {
 		n, err := v.hydrateStep(ctx, limit, off)
 		if err != nil {
@@ -85,6 +96,10 @@ func (v *Volume) Hydrate(ctx context.Context, limit *rate.Limiter, done func(int
 
 // hydrateStep brings some bytes from off on near, and returns how many.
 func (v *Volume) hydrateStep(ctx context.Context, limit *rate.Limiter, off int64) (int64, error) {
+	if err := v.enter(); err != nil {
+		return 0, err
+	}
+	defer v.leave()
 	vw := v.acquire()
 	defer vw.release()
 	if vw.zeros || vw.cache == nil {

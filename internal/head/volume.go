@@ -44,14 +44,18 @@ type Config struct {
 	Log  *slog.Logger // nil for none
 }
 
-// A Volume is an open live volume. ReadAt, WriteAt, Trim, Zero, Cache and Sync
-// may be called concurrently with each other and with everything else but
-// Close.
+// A Volume is an open live volume. ReadAt, WriteAt, Trim, Zero, Cache, Run and
+// Sync may be called concurrently with each other and with everything else, Close
+// too.
 type Volume struct {
 	c      Config
 	size   atomic.Int64
 	ctx    context.Context // ends with Close; not of a request
 	cancel context.CancelFunc
+
+	// use is held for reading by calls that read or write; Close waits for them.
+	use    sync.RWMutex
+	closed bool // guarded by use
 
 	// gate is passed by each write, for as long as it touches local files, and
 	// closed for the moment in which another layer becomes the top.
@@ -267,11 +271,30 @@ func (v *Volume) Interrupt() { v.cancel() }
 // Context ends when nothing of the volume is wanted any more.
 func (v *Volume) Context() context.Context { return v.ctx }
 
-// Close syncs and closes the volume. Nobody may use it any more.
+// enter begins a call that reads or writes; leave ends it. Conflict when the volume
+// is closed.
+func (v *Volume) enter() error {
+	v.use.RLock()
+	if v.closed {
+		v.use.RUnlock()
+		return snapferry.Errorf(snapferry.Conflict, "the volume in %s is closed", v.c.Dir)
+	}
+	return nil
+}
+
+func (v *Volume) leave() { v.use.RUnlock() }
+
+// Close waits for calls that read or write, of which those end with an error that
+// wait for the base, and then syncs and closes the volume. Such calls fail from
+// then on, with Conflict; others nobody may make any more.
 func (v *Volume) Close() error {
-	err := v.Sync()
 	v.cancel()
+	v.use.Lock()
+	v.closed = true
+	v.use.Unlock()
 	v.behind.Wait()
+	vw := v.cur.Load()
+	err := v.syncLayers(vw, len(vw.layers))
 	if v.c.Caches != nil {
 		v.c.Caches.leave(v)
 	}
@@ -282,7 +305,8 @@ func (v *Volume) Close() error {
 			err = cerr
 		}
 	}
-	v.cur.Load().release()
+	vw = v.cur.Load()
+	vw.release()
 	return err
 }
 

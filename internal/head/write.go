@@ -16,6 +16,10 @@ const maxAdmitted = 1 << 20
 // come to are as before. What has to be filled up from the base is waited for,
 // with errors like those of ReadAt.
 func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
+	if err := v.enter(); err != nil {
+		return 0, err
+	}
+	defer v.leave()
 	_, err := v.write(p, off, true)
 	if err != nil {
 		return 0, err
@@ -26,6 +30,10 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 // WriteNow writes like WriteAt if nothing has to come from the base for it: done
 // is false when something has.
 func (v *Volume) WriteNow(p []byte, off int64) (done bool, err error) {
+	if err := v.enter(); err != nil {
+		return true, err
+	}
+	defer v.leave()
 	return v.write(p, off, false)
 }
 
@@ -135,6 +143,10 @@ func (v *Volume) patchAdmitted(p []byte, off int64, buf []byte, from *base, whol
 // Trim makes the whole pages in a range read as zeros and gives their space
 // back; the rest of the range may keep what it has.
 func (v *Volume) Trim(off, n int64) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
 	if err := v.within(off, n); err != nil {
 		return err
 	}
@@ -148,6 +160,10 @@ func (v *Volume) Trim(off, n int64) error {
 // Zero makes a range read as zeros. It is as fast as Trim; hole says nothing
 // here, because a page of zeros never takes space.
 func (v *Volume) Zero(off, n int64, hole bool) error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
 	if err := v.within(off, n); err != nil {
 		return err
 	}
@@ -218,6 +234,10 @@ func (v *Volume) zeroAdmitted(off, end int64) error {
 // (Full). When the system failed to sync nothing becomes durable any more: it has
 // forgotten what it did not write, so the volume must be opened again.
 func (v *Volume) Sync() error {
+	if err := v.enter(); err != nil {
+		return err
+	}
+	defer v.leave()
 	vw := v.acquire()
 	defer vw.release()
 	return v.syncLayers(vw, len(vw.layers))

@@ -5,6 +5,14 @@ const layer = "internal/layer"
 // layerList is the faults of the layers of live volumes.
 var layerList = []mutation{
 	{
+		name: "a volume that is closed takes calls", pkg: "internal/head", test: "TestCloseBesideAll",
+		edits: []edit{{"internal/head/volume.go", "\tv.closed = true\n", ""}},
+	},
+	{
+		name: "a volume is closed under calls", pkg: "internal/head", test: "TestCloseBesideAll",
+		edits: []edit{{"internal/head/volume.go", "\tv.use.Lock()\n\tv.closed = true\n\tv.use.Unlock()\n", "\tv.closed = true\n"}},
+	},
+	{
 		name: "states are durable before their data", pkg: layer, test: "TestPowerCuts",
 		edits: []edit{{layer + "/sync.go", "\tif err := l.syncFiles((*stripe).dataFile); err != nil {\n\t\treturn err\n\t}\n", ""}, {layer + "/sync.go", "\treturn l.syncFiles((*stripe).mapFile)\n", "\tif err := l.syncFiles((*stripe).mapFile); err != nil {\n\t\treturn err\n\t}\n\treturn l.syncFiles((*stripe).dataFile)\n"}},
 	},
