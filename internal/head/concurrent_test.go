@@ -285,11 +285,11 @@ func TestCloseBesideAll(t *testing.T) {
 		base.write(bytes.Repeat([]byte{7}, 8<<20), 0)
 		id := vs.add(base)
 		fs := layertest.New(t)
-		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil)
+		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := head.Create(fs, "v", base.size, id); err != nil {
+		if err := head.Create(fs, "v", base.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
 		v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v", Image: vs.open, Caches: caches})
