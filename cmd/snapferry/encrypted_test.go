@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -221,4 +222,116 @@ func count(t *testing.T, path string, key []byte) int {
 		t.Fatal(err)
 	}
 	return bytes.Count(p, key)
+}
+
+// TestMarkerIsNowhere writes a pattern to a volume of a region, takes a snapshot,
+// copies that under other keys in the same region and into another one, and makes
+// volumes there, which are read and written. Of encrypted volumes the pattern stands in
+// no file of the regions: not in buckets, metadata, layers, caches or logs. Of plain
+// ones it does.
+func TestMarkerIsNowhere(t *testing.T) {
+	t.Parallel()
+	for what, seal := range map[string]client.Sealing{"plain": {}, "encrypted": {Encrypt: true}} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			k := prepareKilled(t, "none", demoEast, demoWest)
+			marker := []byte("a pattern that must not be found " + what)
+			page := bytes.Repeat(marker, 4096/len(marker)+1)[:4096]
+			content := bytes.Repeat(page, 1<<20/len(page))
+			k.start(demoEast)
+			k.start(demoWest)
+			east, west := k.client(demoEast), k.client(demoWest)
+			at := map[snapferry.RegionName]*client.Client{demoEast: east, demoWest: west}
+			for _, c := range at {
+				if _, err := c.CreateKey(t.Context(), client.KeyRequest{Alias: "other"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			live := func(c *client.Client, req client.VolumeRequest, fn func(n *nbd.Client)) snapferry.VolumeID {
+				t.Helper()
+				all, err := c.CreateVolumes(t.Context(), req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v, err := c.ExportVolume(t.Context(), all[0].ID, client.VolumeExportRequest{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := nbd.Dial(t.Context(), v.Export.URI, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer n.Close()
+				fn(n)
+				if err := n.Sync(); err != nil {
+					t.Fatal(err)
+				}
+				return v.ID
+			}
+			write := func(n *nbd.Client, p []byte, off int64) {
+				if _, err := n.WriteAt(p, off); err != nil {
+					t.Error(err)
+				}
+			}
+			first := live(east, client.VolumeRequest{Size: 4 << 20, Name: "first", Sealing: seal}, func(n *nbd.Client) {
+				write(n, content, 1<<20)
+				write(n, page[:700], 3<<20+100)
+			})
+			snaps, err := east.SnapshotVolumes(t.Context(), client.SnapshotRequest{Volumes: []snapferry.VolumeID{first}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ready := func(c *client.Client, id snapferry.SnapshotID) {
+				t.Helper()
+				s, err := c.Wait(t.Context(), id, nil)
+				if err != nil || s.State != snapferry.SnapshotReady || s.Encrypted != seal.Encrypt {
+					t.Fatalf("got %s %s, encrypted %v, %v", s.State, s.Reason, s.Encrypted, err)
+				}
+			}
+			ready(east, snaps[0].ID)
+			other := client.Sealing{}
+			if seal.Encrypt {
+				other.Key = "other"
+			}
+			for _, c := range []*client.Client{east, west} {
+				if c == east && !seal.Encrypt {
+					continue // it would be the same
+				}
+				s, err := c.Copy(t.Context(), client.CopyRequest{From: demoEast, Source: snaps[0].ID, Sealing: other})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ready(c, s.ID)
+				live(c, client.VolumeRequest{Snapshot: s.ID, Name: "second"}, func(n *nbd.Client) {
+					p := make([]byte, len(content))
+					if _, err := n.ReadAt(p, 1<<20); err != nil || !bytes.Equal(p, content) {
+						t.Errorf("read: other content, or %v", err)
+					}
+					write(n, page, 0)
+				})
+			}
+			k.run[demoEast].end()
+			k.run[demoWest].end()
+			var found []string
+			err = filepath.WalkDir(k.dev.dir, func(path string, d fs.DirEntry, err error) error {
+				if err != nil || !d.Type().IsRegular() {
+					return err
+				}
+				p, err := os.ReadFile(path)
+				if bytes.Contains(p, marker) {
+					found = append(found, path)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case seal.Encrypt && len(found) > 0:
+				t.Errorf("the pattern is in %q", found)
+			case !seal.Encrypt && len(found) < 5: // two buckets, two layers, what is near in west
+				t.Errorf("the pattern is in %q only: this search finds nothing", found)
+			}
+		})
+	}
 }
