@@ -27,6 +27,7 @@ import (
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/keystore"
+	"github.com/snapferry/snapferry/internal/kms"
 	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
@@ -50,6 +51,10 @@ type Options struct {
 	Files layer.FS
 	// CacheBytes is the budget of what is near; 0 keeps only what is in use.
 	CacheBytes int64
+	// KeyServices are the drivers of key services, by name; Keys is how long what they
+	// opened is kept.
+	KeyServices map[string]kms.Driver
+	Keys        kms.Config
 	// Exporter serves volumes; nil for none.
 	Exporter control.Exporter
 	// Copies, and Operators, are those of control.Config.
@@ -231,7 +236,9 @@ func (r *Region) openKeys(ctx context.Context) {
 	if err != nil {
 		r.tb.Fatal(err)
 	}
-	r.Keys, err = keystore.Open(ctx, keystore.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, ID: "region", Seal: ring})
+	r.Keys, err = keystore.Open(ctx, keystore.Config{
+		Bucket: r.Bucket, DB: r.DB, Region: r.Name, ID: "region", Seal: ring, Drivers: r.opts.KeyServices, Keys: r.opts.Keys,
+	})
 	if err != nil {
 		r.tb.Fatal(err)
 	}
