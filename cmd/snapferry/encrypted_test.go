@@ -63,7 +63,7 @@ func openEnvelope(t *testing.T, dir string) envelope {
 	return e
 }
 
-// encrypted is a region with an encrypted snapshot of a disk, and an encrypted volume
+// encryptedRegion starts a region with an encrypted snapshot of a disk, and an encrypted volume
 // that was written like it.
 func encryptedRegion(t *testing.T, k *killed) (disk []byte) {
 	t.Helper()
@@ -333,5 +333,186 @@ func TestMarkerIsNowhere(t *testing.T) {
 				t.Errorf("the pattern is in %q only: this search finds nothing", found)
 			}
 		})
+	}
+}
+
+// TestWrongRegionKey starts a region with an encrypted snapshot when its key is gone,
+// unreadable, or another one, and when its keyring was damaged, removed or put back to
+// an older one: it does not start without its key, says what to do, and changes
+// nothing; a keyring it writes again.
+func TestWrongRegionKey(t *testing.T) {
+	t.Parallel()
+	k := prepareKilled(t, "none", demoEast)
+	disk := encryptedRegion(t, k)
+	dir := k.dev.configs[demoEast].Directory
+	ring := filepath.Join(dir, "bucket", "keyring")
+	older := keyrings(t, ring)
+	if _, err := k.client(demoEast).CreateKey(t.Context(), client.KeyRequest{Alias: "later"}); err != nil {
+		t.Fatal(err)
+	}
+	k.run[demoEast].end()
+	newer := keyrings(t, ring)
+	if len(older) != 1 || len(newer) != 1 {
+		t.Fatalf("got keyrings %d and %d", len(older), len(newer))
+	}
+	put := func(files map[string][]byte) {
+		t.Helper()
+		for path := range keyrings(t, ring) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for path, p := range files {
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, p, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	file := filepath.Join(dir, regionKeyFile)
+	key, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		key  []byte // nil: none
+		want snapferry.Kind
+		hint string
+	}{
+		"no key":      {nil, snapferry.NotFound, "bring " + file + " back"},
+		"no key file": {[]byte("what is this"), snapferry.Corrupt, "bring the key back"},
+		"half a key":  {key[:40], snapferry.Corrupt, "bring the key back"},
+		"another key": {bytes.Repeat([]byte("5a"), 32), snapferry.Corrupt, "key"},
+	} {
+		if err := os.Remove(file); err != nil && c.key != nil {
+			t.Fatal(err)
+		}
+		if c.key != nil {
+			if err := os.WriteFile(file, c.key, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, err := k.app.startAll(t.Context(), k.dev, []snapferry.RegionName{demoEast})
+		if err == nil {
+			endAll(all)
+		}
+		if !snapferry.IsKind(err, c.want) || !strings.Contains(snapferry.HintOf(err), c.hint) {
+			t.Errorf("%s: got %v (%s), want %s and a hint with %q", what, err, snapferry.HintOf(err), c.want, c.hint)
+		}
+		now := keyrings(t, ring)
+		for path, p := range newer {
+			if len(now) != 1 || !bytes.Equal(now[path], p) {
+				t.Errorf("%s: the keyring has changed", what)
+			}
+		}
+		if err := os.WriteFile(file, key, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damaged := map[string][]byte{}
+	for path, p := range newer {
+		p = bytes.Clone(p)
+		p[len(p)/2] ^= 1
+		damaged[path] = p
+	}
+	for what, files := range map[string]map[string][]byte{"a damaged keyring": damaged, "no keyring": nil, "an older keyring": older} {
+		put(files)
+		k.start(demoEast)
+		c := k.client(demoEast)
+		if _, err := c.Key(t.Context(), "later"); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		var all []snapferry.Snapshot
+		err := c.Snapshots(t.Context(), client.Filter{}, func(x snapferry.Snapshot) error { all = append(all, x); return nil })
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%s: got %d snapshots, %v", what, len(all), err)
+		}
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Truncate(all[0].Size); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Export(t.Context(), all[0].ID, out, nil); err != nil {
+			t.Errorf("%s: export: %v", what, err)
+		}
+		out.Close()
+		if got, err := os.ReadFile(out.Name()); err != nil || !bytes.Equal(got, disk) {
+			t.Errorf("%s: the export has other content, or %v", what, err)
+		}
+		k.run[demoEast].end()
+		if now := keyrings(t, ring); len(now) != 1 {
+			t.Errorf("%s: there are %d keyrings after a start", what, len(now))
+		}
+	}
+}
+
+// keyrings are the keyrings of a bucket.
+func keyrings(t *testing.T, dir string) map[string][]byte {
+	t.Helper()
+	all := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			all[path], err = os.ReadFile(path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestPassphrase derives the key of a region from the environment, and takes it from a
+// credential.
+func TestPassphrase(t *testing.T) {
+	c := serverConfig{KeyPassphraseEnv: "A_PASSPHRASE"}
+	t.Setenv("A_PASSPHRASE", "short")
+	_, err := c.regionKey("one")
+	if !snapferry.IsKind(err, snapferry.Invalid) || snapferry.HintOf(err) == "" {
+		t.Errorf("a short passphrase: got %v", err)
+	}
+	keys := map[string]bool{}
+	for _, phrase := range []string{"a long enough passphrase", "another one that is as long"} {
+		t.Setenv("A_PASSPHRASE", phrase)
+		for _, id := range []string{"one", "two"} {
+			key, err := c.regionKey(id)
+			if err != nil || len(key) != 32 {
+				t.Fatalf("got %d bytes, %v", len(key), err)
+			}
+			keys[hex.EncodeToString(key)] = true
+		}
+	}
+	if len(keys) != 4 {
+		t.Errorf("two passphrases of two regions make %d keys", len(keys))
+	}
+	// By Python: hashlib.pbkdf2_hmac("sha256", phrase, b"snapferry region key 1\0one", 1000000).
+	if want := "6d7844b172d23e88f0b7b1463e5f335d0e355cca29b77079c21a5fe288374a69"; !keys[want] {
+		t.Errorf("got %v, want one to be %s", keys, want)
+	}
+	c = serverConfig{KeyCredential: "region"}
+	t.Setenv(credentialsDirectory, "")
+	if _, err := c.regionKey("one"); !snapferry.IsKind(err, snapferry.Invalid) || snapferry.HintOf(err) == "" {
+		t.Errorf("without credentials: got %v", err)
+	}
+	dir := t.TempDir()
+	t.Setenv(credentialsDirectory, dir)
+	if _, err := c.regionKey("one"); !snapferry.IsKind(err, snapferry.NotFound) {
+		t.Errorf("without this credential: got %v", err)
+	}
+	want := bytes.Repeat([]byte{7}, 32)
+	if err := os.WriteFile(filepath.Join(dir, "region"), []byte(hex.EncodeToString(want)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.regionKey("one"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %x, %v", got, err)
+	}
+	for _, bad := range []serverConfig{{KeyCredential: "../x"}, {KeyCredential: "a", KeyFile: "b"}, {KeyPassphraseEnv: "A", KeyFile: "b"}} {
+		if err := bad.checkKeySource(); !snapferry.IsKind(err, snapferry.Invalid) {
+			t.Errorf("%+v: got %v, want Invalid", bad, err)
+		}
 	}
 }

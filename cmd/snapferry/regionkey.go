@@ -86,7 +86,7 @@ func (c *serverConfig) regionKey(id string) ([]byte, error) {
 	clear(p)
 	if err != nil || len(key) != seal.KeySize {
 		return nil, snapferry.Errorf(snapferry.Corrupt, "%s is not the key of a region: %d bytes in hexadecimal", path, seal.KeySize).
-			WithHint("bring the key back from its copy; without any, move the file away: the region makes a new one at its next start")
+			WithHint("bring the key back from its copy; without any, move the file away: a region in which nothing was encrypted makes a new one at its next start")
 	}
 	return key, nil
 }
