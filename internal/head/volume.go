@@ -44,9 +44,9 @@ type Config struct {
 	Log  *slog.Logger // nil for none
 }
 
-// A Volume is an open live volume. ReadAt, WriteAt, Trim, Zero, Cache, Run and
-// Sync may be called concurrently with each other and with everything else, Close
-// too.
+// A Volume is an open live volume. What reads or writes it (ReadAt, ReadNow, WriteAt,
+// WriteNow, Trim, Zero, Cache, Run, Dirty, Hydrate, Sync) may be called concurrently
+// with each other and with everything else, Close too.
 type Volume struct {
 	c      Config
 	size   atomic.Int64
@@ -293,8 +293,9 @@ func (v *Volume) Close() error {
 	v.closed = true
 	v.use.Unlock()
 	v.behind.Wait()
-	vw := v.cur.Load()
+	vw := v.acquire() // Tidy and the caches may still publish another one
 	err := v.syncLayers(vw, len(vw.layers))
+	vw.release()
 	if v.c.Caches != nil {
 		v.c.Caches.leave(v)
 	}
@@ -305,8 +306,7 @@ func (v *Volume) Close() error {
 			err = cerr
 		}
 	}
-	vw = v.cur.Load()
-	vw.release()
+	v.cur.Load().release()
 	return err
 }
 
