@@ -86,11 +86,29 @@ func fuseFile(t *testing.T, uri string) string {
 	return filepath.Join(dir, "disk")
 }
 
-// loopDevice makes a block device of a file, until the test ends.
+// loopDevice makes a block device of a file, until the test ends. Whoever has
+// the device open for a moment (a scan for file systems, a search for a free
+// device) makes the kernel detach it only when they close it, and until then
+// it holds the file, and with it the mount of [fuseFile].
 func loopDevice(t *testing.T, path string) string {
 	t.Helper()
 	device := strings.TrimSpace(output(t, "losetup", "--find", "--show", path))
-	t.Cleanup(func() { undo(t, "losetup", "-d", device) })
+	t.Cleanup(func() {
+		if !undo(t, "losetup", "-d", device) {
+			return
+		}
+		backing := filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file")
+		for end := time.Now().Add(time.Minute); ; time.Sleep(volumePoll) {
+			p, err := os.ReadFile(backing)
+			if err != nil || strings.TrimSpace(string(p)) != path {
+				return // it is free, or someone else's already
+			}
+			if time.Now().After(end) {
+				t.Errorf("%s still holds %s", device, path)
+				return
+			}
+		}
+	})
 	return device
 }
 
