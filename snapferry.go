@@ -111,11 +111,12 @@ type CopySource struct {
 
 // Counts says where the bytes of a snapshot came from. All are bytes.
 type Counts struct {
-	Present  int64 `json:"present"`  // plain bytes of blocks that are not all zero
-	Changed  int64 `json:"changed"`  // plain bytes of blocks that differ from the parent
-	Read     int64 `json:"read"`     // plain bytes read from the source disk
-	Moved    int64 `json:"moved"`    // bytes that crossed between regions, compressed, nodes included
-	Stored   int64 `json:"stored"`   // bytes added to the bucket
-	Reused   int64 `json:"reused"`   // plain bytes the region already had
-	Repeated int64 `json:"repeated"` // plain bytes moved again after an interruption
+	Present  int64 `json:"present"`        // plain bytes of blocks that are not all zero
+	Changed  int64 `json:"changed"`        // plain bytes of blocks that differ from the parent
+	Read     int64 `json:"read"`           // plain bytes read from the source disk
+	Moved    int64 `json:"moved"`          // bytes that crossed between regions, compressed, nodes included
+	Stored   int64 `json:"stored"`         // bytes added to the bucket
+	Reused   int64 `json:"reused"`         // plain bytes the parent had
+	Lent     int64 `json:"lent,omitempty"` // plain bytes of the changed ones that the region had under another key, or of another volume
+	Repeated int64 `json:"repeated"`       // plain bytes moved again after an interruption
 }

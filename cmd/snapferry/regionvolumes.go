@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/x509"
 	"net"
 	"os"
@@ -71,7 +70,7 @@ func (s *regionServer) openVolumes(id *pki.Identity, ca *x509.CertPool) (v contr
 		return v, err
 	}
 	s.onClose(fs.Close)
-	caches, err := head.OpenCaches(fs, cachesDir, s.cfg.cacheBytes(), s.keysOf(), s.log)
+	caches, err := head.OpenCaches(fs, cachesDir, s.cfg.cacheBytes(), s.log)
 	if err != nil {
 		return v, err
 	}
@@ -87,13 +86,6 @@ func (s *regionServer) openVolumes(id *pki.Identity, ca *x509.CertPool) (v contr
 	exports := export.New(c)
 	s.onClose(exports.Close)
 	return control.VolumeConfig{FS: fs, Caches: caches, Exporter: exports}, nil
-}
-
-// keysOf returns the keys of what is kept near of versions.
-func (s *regionServer) keysOf() head.KeysOf {
-	return func(id snapferry.VersionID) (layer.Keys, error) {
-		return s.keys.VersionLayers(context.Background(), id)
-	}
 }
 
 // reachable is an address to listen on as one to connect to.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -58,11 +59,20 @@ func (r *Region) planMember(ctx context.Context, account snapferry.AccountID, re
 		return snapferry.Plan{}, err
 	}
 	defer release()
-	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: d.Snapshot}), Base: base}
+	var lend *donors
+	if !req.Full {
+		chain, _, err := r.copyChain(ctx, account, req.From, k, d)
+		if err != nil {
+			return snapferry.Plan{}, err
+		}
+		lend = r.donorsOf(ctx, account, req.From, d, chain)
+		defer lend.close()
+	}
+	p := transfer.Planner{Info: d.Info, Source: from.Source(transfer.Handle{Snapshot: d.Snapshot}), Base: base, Donor: lend.donor()}
 	if err := p.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 		return snapferry.Plan{}, err
 	}
-	return planned(d.Info, p.Totals, snap, req.Full), nil
+	return planned(d.Info, p.Totals, snap, lend.used(), req.Full), nil
 }
 
 // planSum is the plan of a copy that makes several snapshots, by those for each.
@@ -78,6 +88,12 @@ func planSum(parts []snapferry.Plan) snapferry.Plan {
 		sum.MoveBlocks += p.MoveBlocks
 		sum.MoveBytes += p.MoveBytes
 		sum.ReuseBlocks += p.ReuseBlocks
+		sum.StoreBlocks += p.StoreBlocks
+		for _, id := range p.Donors {
+			if !slices.Contains(sum.Donors, id) {
+				sum.Donors = append(sum.Donors, id)
+			}
+		}
 		sum.ChangedLeafs += p.ChangedLeafs
 		if !slices.Contains(reasons, p.Reason) {
 			reasons = append(reasons, p.Reason)
@@ -88,10 +104,11 @@ func planSum(parts []snapferry.Plan) snapferry.Plan {
 }
 
 // planned is a plan with its reason.
-func planned(d transfer.Info, t transfer.Totals, base snapferry.SnapshotID, full bool) snapferry.Plan {
+func planned(d transfer.Info, t transfer.Totals, base snapferry.SnapshotID, lent []snapferry.SnapshotID, full bool) snapferry.Plan {
 	plan := snapferry.Plan{
 		Size: d.Size, Digest: d.Digest, Present: d.Present, MoveBlocks: t.MoveBlocks, MoveBytes: t.MoveBytes,
 		ReuseBlocks: d.Present/snapferry.BlockSize - t.MoveBlocks, ChangedLeafs: t.Leafs, Base: base,
+		StoreBlocks: t.LentBlocks, Donors: lent,
 	}
 	plan.Reason = planReason(full, base, plan)
 	return plan
@@ -103,6 +120,8 @@ func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {
 		return "full, because that was asked for"
 	case base == "" && p.ReuseBlocks == 0:
 		return "full, because the region has nothing of this volume yet"
+	case p.StoreBlocks > 0:
+		return lentReason(base, p)
 	case p.MoveBlocks == 0:
 		return "nothing moves, because the region has all of the content in " + string(base)
 	}
@@ -110,6 +129,29 @@ func planReason(full bool, base snapferry.SnapshotID, p snapferry.Plan) string {
 		base = "a version whose snapshot was deleted"
 	}
 	return "incremental on " + string(base) + ", which has the rest of the content"
+}
+
+// lentReason is the reason of a plan that stores again what the region has.
+func lentReason(base snapferry.SnapshotID, p snapferry.Plan) string {
+	reason := "full"
+	switch {
+	case p.MoveBlocks == 0:
+		reason = "nothing moves"
+	case base != "":
+		reason = "incremental on " + string(base)
+	case p.ReuseBlocks > p.StoreBlocks:
+		reason = "incremental on a version whose snapshot was deleted"
+	}
+	reason += fmt.Sprintf(", and %d blocks are stored again that the region has under another key or of another volume", p.StoreBlocks)
+	for i, id := range p.Donors {
+		if i == 0 {
+			reason += ", in "
+		} else {
+			reason += " and "
+		}
+		reason += string(id)
+	}
+	return reason
 }
 
 // planTries bounds how often a plan looks for a base again because the one it

@@ -22,7 +22,7 @@ func TestNothingIsDroppedAfterClose(t *testing.T) {
 	if err := Create(fs, "v", 1<<20, snapferry.VersionID{}, nil); err != nil {
 		t.Fatal(err)
 	}
-	caches, err := OpenCaches(fs, "caches", 0, nil, nil)
+	caches, err := OpenCaches(fs, "caches", 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func TestReadAhead(t *testing.T) {
 		if err := head.Create(fs, "v", disk.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
-		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil, nil)
+		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,6 @@ type Caches struct {
 	fs      layer.FS
 	dir     string
 	budget  int64
-	keys    KeysOf
 	log     *slog.Logger
 	flights flights
 	written atomic.Int64 // bytes put since the last look at the budget
@@ -58,22 +57,14 @@ type Cache struct {
 // knows its size.
 const cacheSize = snapferry.MaxVolumeSize
 
-// KeysOf returns the keys that seal what is kept of a version; nil for one whose
-// content is not encrypted.
-type KeysOf func(id snapferry.VersionID) (layer.Keys, error)
-
 // OpenCaches opens the caches in a folder, which is made when it is not there.
-// budget is in bytes; 0 or less keeps nothing that is not in use. keys may be nil:
-// then nothing is encrypted.
-func OpenCaches(fs layer.FS, dir string, budget int64, keys KeysOf, log *slog.Logger) (*Caches, error) {
+// budget is in bytes; 0 or less keeps nothing that is not in use.
+func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Caches, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	if keys == nil {
-		keys = func(snapferry.VersionID) (layer.Keys, error) { return nil, nil }
-	}
 	cs := &Caches{
-		fs: fs, dir: dir, budget: budget, keys: keys, log: log,
+		fs: fs, dir: dir, budget: budget, log: log,
 		open: map[snapferry.VersionID]*Cache{}, idle: map[snapferry.VersionID]idleCache{}, volumes: map[*Volume]struct{}{},
 	}
 	if err := fs.Mkdir(dir); err != nil && !snapferry.IsKind(err, snapferry.Exists) {
@@ -128,15 +119,16 @@ func (cs *Caches) list() (all []*Cache) {
 	return all
 }
 
-// Get returns the cache of a version, to be released.
-func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
+// Get returns the cache of a version, to be released. keys are those of the volumes
+// over it, nil for plain ones.
+func (cs *Caches) Get(id snapferry.VersionID, keys layer.Keys) (*Cache, error) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if c := cs.open[id]; c != nil {
 		c.refs++
 		return c, nil
 	}
-	l, err := cs.openLayer(id)
+	l, err := cs.openLayer(id, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -148,11 +140,7 @@ func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
 
 // openLayer opens or makes the layer of a cache. One that cannot be read is made
 // again: it has nothing that the version does not have.
-func (cs *Caches) openLayer(id snapferry.VersionID) (*layer.Layer, error) {
-	keys, err := cs.keys(id)
-	if err != nil {
-		return nil, err
-	}
+func (cs *Caches) openLayer(id snapferry.VersionID, keys layer.Keys) (*layer.Layer, error) {
 	l, err := layer.Create(cs.fs, cs.path(id), cacheSize, keys)
 	if snapferry.IsKind(err, snapferry.Exists) {
 		l, err = layer.Open(cs.fs, cs.path(id), cacheSize, keys)
@@ -352,8 +340,8 @@ func (cs *Caches) Read(id snapferry.VersionID, block uint64, dst []byte) bool {
 }
 
 // Hold has what is near of a version found by Has and Read until release, also
-// while no volume is open over it.
-func (cs *Caches) Hold(id snapferry.VersionID) (release func()) {
+// while no volume is open over it. keys are as for Get.
+func (cs *Caches) Hold(id snapferry.VersionID, keys layer.Keys) (release func()) {
 	cs.mu.Lock()
 	_, idle := cs.idle[id]
 	none := !idle && cs.open[id] == nil
@@ -361,7 +349,7 @@ func (cs *Caches) Hold(id snapferry.VersionID) (release func()) {
 	if none {
 		return func() {} // a volume that comes makes it
 	}
-	c, err := cs.Get(id)
+	c, err := cs.Get(id, keys)
 	if err != nil {
 		cs.log.Warn("open a cache", "version", id, "err", err) // it is only not near
 		return func() {}

@@ -162,7 +162,7 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 	id := vs.add(base)
 	fs := tempFS(t)
-	caches, err := head.OpenCaches(fs, "caches", 1<<20, nil, nil)
+	caches, err := head.OpenCaches(fs, "caches", 1<<20, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestCloseBesideAll(t *testing.T) {
 		base.write(bytes.Repeat([]byte{7}, 8<<20), 0)
 		id := vs.add(base)
 		fs := layertest.New(t)
-		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil, nil)
+		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

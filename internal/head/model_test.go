@@ -214,7 +214,7 @@ func (l *life) must(err error) {
 
 func (l *life) openCaches() {
 	var err error
-	l.caches, err = head.OpenCaches(l.fs, "caches", l.budget, l.keysOf, nil)
+	l.caches, err = head.OpenCaches(l.fs, "caches", l.budget, nil)
 	l.must(err)
 }
 
@@ -225,8 +225,6 @@ func (l *life) config() head.Config {
 	}
 	return head.Config{FS: l.fs, Dir: "v", Image: l.vs.open, Released: l.vs.release, Frozen: frozen, Caches: l.caches, Keys: l.keys}
 }
-
-func (l *life) keysOf(snapferry.VersionID) (layer.Keys, error) { return l.keys, nil }
 
 func (l *life) open() {
 	var err error

@@ -192,7 +192,7 @@ func (v *Volume) open(ctx context.Context) (err error) {
 		}
 	}
 	if !vw.zeros && v.c.Caches != nil {
-		if vw.cache, err = v.c.Caches.Get(v.stack.Under); err != nil {
+		if vw.cache, err = v.c.Caches.Get(v.stack.Under, v.c.Keys); err != nil {
 			return err
 		}
 		defer vw.cache.release()

@@ -6,7 +6,6 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/layer"
-	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/seal"
 )
 
@@ -27,19 +26,6 @@ func (s *Store) Layers(ctx context.Context, id snapferry.ChainID) (layer.Keys, e
 		return nil, err
 	}
 	return layerKeys{s, id}, nil
-}
-
-// VersionLayers is Layers of the chain that a version is in.
-func (s *Store) VersionLayers(ctx context.Context, id snapferry.VersionID) (layer.Keys, error) {
-	var row meta.Version
-	err := s.cfg.DB.View(ctx, func(tx *meta.Tx) (err error) {
-		row, err = tx.Version(id)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return s.Layers(ctx, row.Chain)
 }
 
 // SealLayerKey implements layer.Keys.

@@ -85,6 +85,12 @@ func (tx *Tx) ChainByOrigin(account snapferry.AccountID, region snapferry.Region
 	return get(tx, chainByOrigin, scanChain, "chain copied from", string(region)+"/"+origin.String(), string(account), string(region), hexText(origin), string(key))
 }
 
+// ChainsByOrigin returns the account's chains that are copies of another region's
+// chain, whatever their keys, the oldest first.
+func (tx *Tx) ChainsByOrigin(account snapferry.AccountID, region snapferry.RegionName, origin snapferry.ChainID) ([]Chain, error) {
+	return list(tx, chainsByOrigin, scanChain, "chains", string(account), string(region), hexText(origin))
+}
+
 // ChainsOfKey returns the chains whose data key is wrapped with a master key, by
 // id.
 func (tx *Tx) ChainsOfKey(key snapferry.KeyID) ([]Chain, error) {

@@ -25,6 +25,7 @@ const (
 	chainInsert
 	chainGet
 	chainByOrigin
+	chainsByOrigin
 	chainsOfKey
 	chainSetProven
 	volumeInsert
@@ -231,10 +232,11 @@ var statementText = [numStatements]string{
 	accountByToken:  `SELECT ` + accountColumns + ` FROM accounts WHERE token_hash = $1`,
 	accountList:     `SELECT ` + accountColumns + ` FROM accounts ORDER BY name`,
 
-	chainInsert:   `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-	chainGet:      `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
-	chainByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 AND "key" = $4 ORDER BY created, id LIMIT 1`,
-	chainsOfKey:   `SELECT ` + chainColumns + ` FROM chains WHERE "key" <> '' AND "key" = $1 ORDER BY id`,
+	chainInsert:    `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+	chainGet:       `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
+	chainByOrigin:  `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 AND "key" = $4 ORDER BY created, id LIMIT 1`,
+	chainsByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 ORDER BY created, id`,
+	chainsOfKey:    `SELECT ` + chainColumns + ` FROM chains WHERE "key" <> '' AND "key" = $1 ORDER BY id`,
 
 	keyringGet: `SELECT number, sealed FROM keyring`,
 	keyringPut: `INSERT INTO keyring (one, number, sealed) VALUES (1, $1, $2) ON CONFLICT (one) DO UPDATE SET number = $1, sealed = $2`,

@@ -264,18 +264,8 @@ func (r *Region) openFiles(c *control.VolumeConfig) {
 		r.tb.Fatal(err)
 	}
 	var err error
-	if c.Caches, err = head.OpenCaches(c.FS, "caches", r.opts.CacheBytes, r.keysOf(), nil); err != nil {
+	if c.Caches, err = head.OpenCaches(c.FS, "caches", r.opts.CacheBytes, nil); err != nil {
 		r.tb.Fatal(err)
-	}
-}
-
-// keysOf returns the keys of what is kept near of versions.
-func (r *Region) keysOf() head.KeysOf {
-	if r.Keys == nil {
-		return nil
-	}
-	return func(id snapferry.VersionID) (layer.Keys, error) {
-		return r.Keys.VersionLayers(context.Background(), id)
 	}
 }
 

@@ -217,7 +217,9 @@ func testChains(t *testing.T, p Place) {
 		ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256, WrappedKey: wrappedKey(t, key, 3), Key: key, Generation: 3,
 		OriginRegion: "west", OriginChain: snapferry.NewChainID(), Created: at(1),
 	}
-	update(t, db, func(tx *meta.Tx) error { return tx.InsertChain(c) })
+	plain := c
+	plain.ID, plain.Key, plain.Generation, plain.WrappedKey, plain.Created = snapferry.NewChainID(), "", 0, nil, at(2)
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertChain(c), tx.InsertChain(plain)) })
 	view(t, db, func(tx *meta.Tx) error {
 		got, err := tx.Chain(w.Chain.ID)
 		same(t, "chain", got, w.Chain)
@@ -226,11 +228,20 @@ func testChains(t *testing.T, p Place) {
 		for _, other := range []struct {
 			region snapferry.RegionName
 			key    snapferry.KeyID
-		}{{"north", key}, {"west", ""}} {
+		}{{"north", key}, {"west", "key-00000000000000002"}} {
 			_, err := tx.ChainByOrigin(w.Account.ID, other.region, c.OriginChain, other.key)
 			wantKind(t, err, snapferry.NotFound)
 		}
-		all, err3 := tx.ChainsOfKey(key)
+		all, err3 := tx.ChainsByOrigin(w.Account.ID, "west", c.OriginChain)
+		same(t, "chains by origin", all, []meta.Chain{c, plain})
+		if err3 == nil {
+			all, err3 = tx.ChainsByOrigin(w.Account.ID, "north", c.OriginChain)
+			same(t, "chains by another origin", len(all), 0)
+		}
+		if err3 != nil {
+			return err3
+		}
+		all, err3 = tx.ChainsOfKey(key)
 		same(t, "chains of a key", all, []meta.Chain{c})
 		if err3 == nil {
 			all, err3 = tx.ChainsOfKey("")
