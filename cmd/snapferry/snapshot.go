@@ -78,7 +78,7 @@ func (a *app) showSnapshot(s snapferry.Snapshot) error {
 			"created", timeText(s.Created), "retain until", timeText(s.RetainUntil),
 			"present", countText(s.Counts.Present), "changed", countText(s.Counts.Changed), "read", countText(s.Counts.Read),
 			"moved", countText(s.Counts.Moved), "stored", countText(s.Counts.Stored), "reused", countText(s.Counts.Reused),
-			"repeated", countText(s.Counts.Repeated))
+			"stored again", countText(s.Counts.Lent), "repeated", countText(s.Counts.Repeated))
 	})
 }
 
