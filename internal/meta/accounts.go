@@ -115,8 +115,8 @@ func (tx *Tx) PutKeyring(k Keyring) error {
 
 // SetProven says that the tree of a chain keeps the rule that deletion by
 // difference rests on.
-func (tx *Tx) SetProven(id snapferry.ChainID) error {
-	return tx.one(chainSetProven, []any{hexText(id)}, "chain", id)
+func (tx *Tx) SetProven(id snapferry.ChainID, proven bool) error {
+	return tx.one(chainSetProven, []any{hexText(id), truth(proven)}, "chain", id)
 }
 
 func scanVolume(r scanner, v *Volume) error {

@@ -241,7 +241,7 @@ var statementText = [numStatements]string{
 	keyringGet: `SELECT number, sealed FROM keyring`,
 	keyringPut: `INSERT INTO keyring (one, number, sealed) VALUES (1, $1, $2) ON CONFLICT (one) DO UPDATE SET number = $1, sealed = $2`,
 
-	chainSetProven: `UPDATE chains SET proven = 1 WHERE id = $1`,
+	chainSetProven: `UPDATE chains SET proven = $2 WHERE id = $1`,
 
 	volumeInsert:   `INSERT INTO volumes (` + volumeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, (SELECT c."key" FROM chains c WHERE c.id = $4))`,
 	volumeGet:      `SELECT ` + volumeColumns + ` FROM volumes WHERE id = $1`,
