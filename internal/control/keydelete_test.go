@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/meta"
@@ -219,4 +220,31 @@ func TestPurgeCutShort(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRotations rotates a key several times: each time the newest object of the chain says
+// what the metadata does, and the objects with older wrapped keys are gone.
+func TestRotations(t *testing.T) {
+	s := newSealed(t, 1)
+	for range 4 {
+		k, err := s.Control.ChangeKey(t.Context(), s.at, "one", control.KeyRotate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var chains []meta.Chain
+		idle(t, s.Region, "the end of the rotation", func(tx *meta.Tx) (bool, error) {
+			var err error
+			chains, err = tx.ChainsOfKey(k.ID)
+			return len(chains) == 1 && chains[0].Generation == k.Generation, err
+		})
+		rest(t, s.Region)
+		s.CheckChain(t, chains[0])
+		n := 0
+		err = s.Bucket.List(t.Context(), "chain/", "", func(blob.Info) error { n++; return nil })
+		if err != nil || n != 1 {
+			t.Errorf("generation %d: %d objects of the chain, %v, want 1", k.Generation, n, err)
+		}
+	}
+	s.Restart()
+	s.has(0)
 }

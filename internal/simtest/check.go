@@ -1,7 +1,9 @@
 package simtest
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"strings"
@@ -389,6 +391,32 @@ func (r *Region) settle(ctx context.Context, visit func([]snapferry.VersionID) e
 		}
 	}
 	return errors.New("deletion does not come to its end")
+}
+
+// CheckChain fails the test unless the newest object of a chain says what the metadata
+// does.
+func (r *Region) CheckChain(tb TB, c meta.Chain) {
+	tb.Helper()
+	first := record.ChainName(c.ID, 0)
+	newest := ""
+	err := r.Bucket.List(context.Background(), first[:len(first)-20], "", func(i blob.Info) error {
+		newest = i.Name
+		return nil
+	})
+	var p []byte
+	if err == nil {
+		p, err = r.Bucket.Get(context.Background(), newest, record.MaxChainSize)
+	}
+	var there *record.Chain
+	if err == nil {
+		there, err = record.DecodeChain(p, []ed25519.PublicKey{r.PublicKey()})
+	}
+	switch {
+	case err != nil:
+		tb.Errorf("%s: object %q of chain %s: %v", r.Name, newest, c.ID, err)
+	case there.ID != c.ID || there.Account != c.Account || !bytes.Equal(there.WrappedKey, c.WrappedKey):
+		tb.Errorf("%s: object %q of chain %s says something else than the metadata", r.Name, newest, c.ID)
+	}
 }
 
 // WantNothing fails the test unless the region's last version is gone and left

@@ -98,6 +98,7 @@ func (w *World) checkOwners(s *site) {
 			if err != nil {
 				return err
 			}
+			s.CheckChain(w.tb, chain)
 			snaps, err := tx.SnapshotsOfVersion(v.ID)
 			if err != nil {
 				return err
@@ -158,6 +159,9 @@ func (w *World) rot() {
 func (w *World) clear() {
 	w.tb.Helper()
 	w.log("delete everything")
+	if w.keys != nil && w.seed%2 == 0 {
+		w.lock()
+	}
 	for _, v := range w.vols {
 		if v.id != "" && !v.gone {
 			w.removeVolume(v)

@@ -9,6 +9,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/seal"
 )
 
 // chainTries bounds the search for a free number of a chain's object.
@@ -39,7 +40,20 @@ func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
 	if err != nil {
 		return err
 	}
-	for c.Number = 1; c.Number <= chainTries; c.Number++ {
+	least, err := leastNumber(row)
+	if err != nil {
+		return err
+	}
+	for range chainTries {
+		highest, same, err := v.highestChain(ctx, c, keys)
+		if err != nil {
+			return err
+		}
+		if same {
+			v.chains.Store(c.ID, true)
+			return nil
+		}
+		c.Number = max(highest+1, c.Number+1, least)
 		p, err := c.Encode(v.sign)
 		if err != nil {
 			return err
@@ -47,11 +61,9 @@ func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
 		name := record.ChainName(c.ID, c.Number)
 		err = v.bucket.Put(ctx, name, p)
 		if snapferry.IsKind(err, snapferry.Exists) {
-			var same bool
-			if c.Number, same, err = v.highestChain(ctx, c, keys); err == nil && !same {
-				continue
-			}
-		} else if err == nil {
+			continue // it says the same, or is another's, or damaged
+		}
+		if err == nil {
 			err = v.readsBack(ctx, name, p)
 		}
 		if err == nil {
@@ -60,6 +72,17 @@ func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
 		return err
 	}
 	return snapferry.Errorf(snapferry.Conflict, "chain %s has %d objects that say something else", c.ID, chainTries)
+}
+
+// leastNumber is the least number that an object of a chain may get: the generation of
+// the master key that its data key is wrapped with, which grows with each wrapping. So
+// a number that was removed is not given again, also where a bucket lists late.
+func leastNumber(row meta.Chain) (uint64, error) {
+	if row.WrappedKey == nil {
+		return 1, nil
+	}
+	w, err := seal.DecodeWrapped(row.WrappedKey)
+	return max(uint64(w.Generation), 1), err
 }
 
 // readsBack checks that an object has what was written into it.
@@ -83,8 +106,8 @@ func (v *Vault) chainNumbers(ctx context.Context, id snapferry.ChainID) (numbers
 	return numbers, err
 }
 
-// highestChain returns the highest number of a chain's objects, or that which is taken,
-// and whether that object says what c does.
+// highestChain returns the highest number of a chain's objects, or the last that c was
+// given if that is higher, 0 for none, and whether that object says what c does.
 func (v *Vault) highestChain(ctx context.Context, c *record.Chain, keys []ed25519.PublicKey) (number uint64, same bool, err error) {
 	numbers, err := v.chainNumbers(ctx, c.ID)
 	if err != nil {
@@ -93,6 +116,9 @@ func (v *Vault) highestChain(ctx context.Context, c *record.Chain, keys []ed2551
 	number = c.Number
 	for _, n := range numbers {
 		number = max(number, n)
+	}
+	if number == 0 {
+		return 0, false, nil
 	}
 	same, err = v.sameChain(ctx, record.ChainName(c.ID, number), c, keys)
 	return number, same, err
