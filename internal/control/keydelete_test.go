@@ -1,6 +1,8 @@
 package control_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,21 +83,28 @@ func (s *sealedRegion) has(left ...int) {
 func TestDeleteUnderDisabledKey(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		s := newSealed(t, 5)
+		fork := s.fork(s.ids[0], "fork", s.disks[0])
+		s.ids, s.disks = append(s.ids, fork.ID), append(s.disks, s.disks[0])
 		s.change(control.KeyDisable)
+		s.remove(0) // stays, between its children
 		s.remove(1)
 		s.remove(2)
 		s.remove(4)
-		wantKind(t, "export", s.Control.Export(t.Context(), s.at, s.ids[0], simtest.NewDisk(size), nil), snapferry.KeyUnusable)
+		wantKind(t, "export", s.Control.Export(t.Context(), s.at, s.ids[3], simtest.NewDisk(size), nil), snapferry.KeyUnusable)
+		idle(t, s.Region, "a visit that the key keeps from it", func(tx *meta.Tx) (bool, error) {
+			jobs, err := tx.UnsettledJobs()
+			return slices.ContainsFunc(jobs, func(j meta.Job) bool { return strings.Contains(j.Error, "disabled") }), err
+		})
 		if restart {
 			s.Restart()
 		}
 		s.change(control.KeyEnable)
 		rest(t, s.Region)
-		s.has(0, 3)
+		s.has(3, 5)
 		s.View(func(tx *meta.Tx) error {
 			versions, err := tx.AllVersions()
-			if len(versions) != 2 {
-				t.Errorf("%d versions are left, want 2", len(versions))
+			if len(versions) != 3 {
+				t.Errorf("%d versions are left, want 3", len(versions))
 			}
 			for _, v := range versions {
 				if v.Stale {

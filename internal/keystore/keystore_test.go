@@ -535,6 +535,28 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A keyring that does not read back as it was written is not used: nothing is sealed with a
+// key that nobody could open again.
+func TestReadBack(t *testing.T) {
+	r := newRegion(t)
+	s := r.open()
+	a := r.created(s, "a")
+	name := record.KeyringName(s.Number() + 1)
+	r.faulty.FlipByte(name, 20)
+	_, err := s.Create(t.Context(), alice, keystore.NewKey{Alias: "b"})
+	r.want("a key whose keyring is damaged", err, snapferry.Corrupt)
+	_, err = s.Resolve(alice, "b")
+	r.want("that key", err, snapferry.NotFound)
+	r.created(s, "c")
+	keys := s.Keys(alice)
+	s.Close()
+	s = r.open()
+	r.same("after a restart", s, keys)
+	if got, err := s.Resolve(alice, "a"); err != nil || got.ID != a.ID {
+		t.Errorf("the first key: %v", err)
+	}
+}
+
 // Two processes of a region that change keys at once lose nothing. One that is behind
 // may write a number that was removed: nobody reads it.
 func TestTwoProcesses(t *testing.T) {

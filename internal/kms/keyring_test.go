@@ -154,6 +154,9 @@ func TestShut(t *testing.T) {
 	if _, err := used(t, k, n); err != nil {
 		t.Fatal(err)
 	}
+	n.Key.State = snapferry.KeyDisabled
+	_, err := used(t, k, n)
+	wantKind(t, "use of one that is in memory, and disabled", err, snapferry.KeyUnusable)
 	k.Shut(master.ID)
 	if k.Kept() != 0 {
 		t.Error("the key is kept")
@@ -341,6 +344,10 @@ func TestRewrap(t *testing.T) {
 	if w.Generation != 2 || bytes.Equal(w.Blob, n.Wrapped.Blob) || w.Check != n.Wrapped.Check {
 		t.Errorf("got %+v of %+v", w, n.Wrapped)
 	}
+	f.setSpoil(func(p []byte) ([]byte, error) { p[0]++; return p, nil })
+	_, err = k.Rewrap(t.Context(), n)
+	wantKind(t, "what does not open any more when it was wrapped again", err, snapferry.Corrupt)
+	f.setSpoil(nil)
 	k.Shut(master.ID)
 	n.Wrapped = w
 	if b, err := used(t, k, n); err != nil || !bytes.Equal(a, b) {

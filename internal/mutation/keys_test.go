@@ -27,7 +27,7 @@ var keysList = []mutation{
 		edits: []edit{{kmsRing, "return w, k.Prove(ctx, Name{n.Key, w, n.Context})", "return w, nil"}},
 	},
 	{
-		name: "a keyring is not read back", pkg: keystore, test: "TestFaults",
+		name: "a keyring is not read back", pkg: keystore, test: "TestReadBack",
 		edits: []edit{{ksStore, "if !bytes.Equal(back, p) {", "if len(back) == 0 {"}},
 	},
 	{
@@ -61,10 +61,6 @@ var keysList = []mutation{
 	{
 		name: "what a donor gives comes before all else of a leaf", pkg: transfer, test: "TestDonor$",
 		edits: []edit{{transfer + "/ask.go", "if p.lent != (blockmap.Bitmap{}) {\n", "if p.lent != (blockmap.Bitmap{}) && len(p.frames) == 0 {\n"}},
-	},
-	{
-		name: "all of a chain goes although something is kept", pkg: control, test: "TestDeleteUnderDisabledKey",
-		edits: []edit{{vaultPurge, "if all[i].State != snapferry.VersionGhost {", "if all[i].State == snapferry.VersionOpen {"}},
 	},
 	{
 		name: "a record that could not be sealed is not written later", pkg: control, test: "TestDeleteUnderDisabledKey",

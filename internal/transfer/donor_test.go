@@ -3,6 +3,7 @@ package transfer_test
 import (
 	"context"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -114,19 +115,34 @@ func TestDonor(t *testing.T) {
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
+			var could atomic.Int64
+			defer func() {
+				if could.Load() < 100 {
+					t.Errorf("only %d blocks could be lent", could.Load())
+				}
+			}()
 			rapid.Check(t, func(t *rapid.T) {
-				draw := func(label string) *simtest.Disk {
-					size := rapid.Int64Range(1, 1200).Draw(t, label)*snapferry.BlockSize - rapid.SampledFrom([]int64{0, 512}).Draw(t, "cut")
-					d := simtest.NewDisk(size)
-					lo := rapid.Uint64Range(0, 600).Draw(t, "from")
-					for b := lo; b < lo+rapid.Uint64Range(0, 400).Draw(t, "blocks"); b++ {
-						if int64(b+1)*snapferry.BlockSize <= size {
-							d.Fill(b, rapid.IntRange(0, 2).Draw(t, "seed"))
+				sizes := rapid.SliceOfN(rapid.Int64Range(1, 560), 3, 3).Draw(t, "sizes")
+				cut := rapid.SliceOfN(rapid.SampledFrom([]int64{0, 512}), 3, 3).Draw(t, "cut")
+				var disks [3]*simtest.Disk
+				for i := range disks {
+					disks[i] = simtest.NewDisk(sizes[i]*snapferry.BlockSize - cut[i])
+				}
+				for range rapid.IntRange(1, 3).Draw(t, "runs") {
+					lo, n := rapid.Uint64Range(0, 300).Draw(t, "from"), rapid.Uint64Range(1, 40).Draw(t, "blocks")
+					for i, d := range disks {
+						how := rapid.SampledFrom([]string{"same", "same", "half", "other", "none"}).Draw(t, "how")
+						for b := lo; b < lo+n && int64(b+1)*snapferry.BlockSize <= d.Size(); b++ {
+							switch {
+							case i == 1 || how == "same" || how == "half" && b%2 == 0:
+								d.Fill(b, 1+int(b)%3)
+							case how == "other":
+								d.Fill(b, 5)
+							}
 						}
 					}
-					return d
 				}
-				base, disk, lent := draw("base"), draw("source"), draw("donor")
+				base, disk, lent := disks[0], disks[1], disks[2]
 				src := &memory{m: mapOf(t, disk), disk: disk}
 				l := &lender{memory: &memory{m: mapOf(t, lent), disk: lent}}
 				fault(rapid.IntRange(0, 20).Draw(t, "at"), l)
@@ -147,6 +163,7 @@ func TestDonor(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				could.Add(int64(has))
 				if got := p.Totals; got.LentBlocks != int64(has) || got.MoveBlocks != int64(set-has) || got.ReuseBlocks != int64(disk.Present()-set) {
 					t.Errorf("%+v; %d blocks must be set, %d of them are lent", got, set, has)
 				}
@@ -181,5 +198,5 @@ func same(a, b *simtest.Disk, block uint64) bool {
 	if _, err := b.ReadAt(q, off); err != nil {
 		return false
 	}
-	return string(p) == string(q) && p[0] != 0
+	return string(p) == string(q) && strings.Trim(string(p), "\x00") != ""
 }
