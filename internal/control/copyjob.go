@@ -30,7 +30,7 @@ func (r *Region) runCopy(ctx context.Context, run *job.Run) error {
 			err = p.patience(err, r.copies.Patience)
 		}
 		if retry(ctx, err) {
-			return later(err)
+			return err
 		}
 		if err != nil {
 			// From here on no run pulls again, also if this one ends halfway. One
@@ -116,16 +116,7 @@ func retry(ctx context.Context, err error) bool {
 	if err == nil {
 		return false
 	}
-	// A key that may not be used now may be enabled again.
-	return snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.KeyUnusable) || ctx.Err() != nil
-}
-
-// later has a job run again that waits for a key.
-func later(err error) error {
-	if snapferry.IsKind(err, snapferry.KeyUnusable) {
-		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
-	}
-	return err
+	return snapferry.IsKind(err, snapferry.Unavailable) || ctx.Err() != nil
 }
 
 func (r *Region) copyRow(ctx context.Context, id snapferry.CopyID) (c meta.Copy, err error) {

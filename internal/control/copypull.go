@@ -218,9 +218,10 @@ func (p *puller) show(x *snapferry.Progress, m *part) {
 }
 
 // patience makes an error final that passes, when there was no advance for too
-// long, and one of a full bucket one that passes.
+// long, and one of a full bucket, or of a key that may not be used, one that passes.
 func (p *puller) patience(err error, limit time.Duration) error {
-	if !passes(err) {
+	shut := snapferry.IsKind(err, snapferry.KeyUnusable) // it may be enabled again
+	if !passes(err) && !shut {
 		return err
 	}
 	idle := p.seen.Idle + time.Since(p.pulse.base) + p.run.Wait()
@@ -236,6 +237,10 @@ func (p *puller) patience(err error, limit time.Duration) error {
 	switch {
 	case idle > limit && full:
 		return &endedError{snapferry.Errorf(snapferry.Full, "there was no room for %v: %w", limit, err), snapferry.EndedFull}
+	case idle > limit && shut:
+		return &endedError{snapferry.Errorf(snapferry.KeyUnusable, "a key that is needed could not be used for %v: %w", limit, err), snapferry.EndedFailed}
+	case shut:
+		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
 	case idle > limit:
 		return &endedError{snapferry.Errorf(snapferry.NotFound, "nothing has come from region %s for %v: %w", p.copy.Source.Region, limit, err), snapferry.EndedSourceLost}
 	case full:

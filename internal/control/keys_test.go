@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
@@ -132,6 +133,7 @@ func copyKeys(w *world, source, dest string, at snapferry.RegionName) {
 		case plan.MoveBlocks*snapferry.BlockSize > most:
 			t.Errorf("%s: the plan says that %d blocks move", what, plan.MoveBlocks)
 		}
+		t.Logf("%s: the plan moves %d blocks, %d bytes moved; %s, encrypted %v, key %q", what, plan.MoveBlocks, s.Counts.Moved, s.State, s.Encrypted, s.Key)
 		all = append(all, made{s, d})
 		for _, m := range all {
 			got := simtest.NewDisk(m.d.Size())
@@ -237,6 +239,31 @@ func TestKeyDisabledMeanwhile(t *testing.T) {
 			w.check()
 		})
 	}
+}
+
+// TestKeyDisabledForGood waits for a key that is not enabled again until the patience of the
+// copy ends.
+func TestKeyDisabledForGood(t *testing.T) {
+	w := newWorldWith(t, func(o *simtest.Options) { o.Copies.Patience = time.Nanosecond })
+	key(t, w.east, w.atEast, "A")
+	d := firstDisk()
+	s := w.importedAs("disk", d, control.Sealing{Key: "A"})
+	asked, open := w.cutOff()
+	c := w.copy(control.CopyRequest{Source: s.ID, Sealing: control.Sealing{Encrypt: true}})
+	<-asked
+	if _, err := w.east.Control.ChangeKey(t.Context(), w.atEast, "A", control.KeyDisable); err != nil {
+		t.Fatal(err)
+	}
+	close(open)
+	if got := w.settled(w.west, w.atWest, c.ID); got.State != snapferry.SnapshotFailed || !strings.Contains(got.Reason, "could not be used for") {
+		t.Errorf("got %s (%s), want it failed", got.State, got.Reason)
+	}
+	w.ended(c.Copy, snapferry.EndedFailed, 0)
+	noPins(t, w.east, s.ID)
+	if _, err := w.east.Control.ChangeKey(t.Context(), w.atEast, "A", control.KeyEnable); err != nil {
+		t.Fatal(err)
+	}
+	w.check()
 }
 
 // TestNoConversion asks for another key of what is there.

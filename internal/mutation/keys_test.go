@@ -48,7 +48,7 @@ var keysList = []mutation{
 	},
 	{
 		name: "a copy whose key is disabled ends", pkg: control, test: "TestKeyDisabledMeanwhile",
-		edits: []edit{{ctlCopyJob, " || snapferry.IsKind(err, snapferry.KeyUnusable) || ctx.Err() != nil", " || ctx.Err() != nil"}},
+		edits: []edit{{ctlCopyPull, "if !passes(err) && !shut {", "if !passes(err) {"}},
 	},
 	{
 		name: "keys that may not be used lend", pkg: control, test: "TestDonors$",
@@ -72,7 +72,7 @@ var keysList = []mutation{
 	},
 	{
 		name: "the number of a chain's object is given again", pkg: control, test: "TestRotations",
-		edits: []edit{{vault + "/chain.go", "max(highest+1, c.Number+1, least)", "c.Number + 1"}},
+		edits: []edit{{vault + "/chain.go", "max(highest+1, c.Number+1, least)", "c.Number + 1 + 0*(highest+least)"}},
 	},
 	{
 		name: "who looked just before a block came fetches it again", pkg: "internal/head", test: "TestFetchOnce",
