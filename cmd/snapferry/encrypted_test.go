@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -136,6 +137,10 @@ func TestEnvelope(t *testing.T) {
 	}
 }
 
+// gcore has TestDataKeysLeaveMemory look into cores that gdb takes. What the region keeps
+// out of cores is not in them, also while it is used.
+var gcore = flag.Bool("gcore", false, "TestDataKeysLeaveMemory takes cores with gcore, of gdb, instead of reading memory")
+
 // TestDataKeysLeaveMemory looks through all memory of a region for the data keys of
 // its chains: they are there while they are used, and gone some time after.
 func TestDataKeysLeaveMemory(t *testing.T) {
@@ -169,7 +174,8 @@ func TestDataKeysLeaveMemory(t *testing.T) {
 			t.Errorf("the data key of chain %s is in memory %d times, %v after its last use", chain, n, ttl+3*time.Second)
 		}
 	}
-	if found == 0 {
+	t.Logf("%d copies of data keys while they were used, none %v after their last use", found, ttl+3*time.Second)
+	if found == 0 && !*gcore {
 		t.Error("no data key is in memory while it is used: this search finds nothing")
 	}
 }
@@ -177,6 +183,13 @@ func TestDataKeysLeaveMemory(t *testing.T) {
 // copyMemory writes all memory of a process that it can write to itself to a file.
 func copyMemory(t *testing.T, pid int, to string) {
 	t.Helper()
+	if *gcore {
+		output(t, "gcore", "-o", to, strconv.Itoa(pid))
+		if err := os.Rename(fmt.Sprintf("%s.%d", to, pid), to); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		t.Fatal(err)
