@@ -56,6 +56,7 @@ bench: build
 	go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m ./...
 	$(if $(IMAGES),bench/compare.py $(IMAGES) --runs $(RUNS),@echo "against peers: bench/images.sh DIR; make bench IMAGES=DIR")
 	$(if $(IMAGES),bench/volume.py $(IMAGES) --runs $(RUNS))
+	$(if $(IMAGES),bench/sealed.py $(IMAGES) --runs $(RUNS))
 
 # Every fuzz target of the module, one after the other, each for FUZZTIME.
 fuzz:

@@ -87,13 +87,15 @@ const (
 
 // Plan says what a copy will do, before or while it does it.
 type Plan struct {
-	Size         int64         `json:"size"`            // bytes of the disk
-	Digest       digest.Digest `json:"digest,omitzero"` // of the source; zero of a set
-	Present      int64         `json:"present"`         // plain bytes that are not zero
-	MoveBlocks   int64         `json:"move_blocks"`     // blocks that will cross
-	MoveBytes    int64         `json:"move_bytes"`      // their bytes as stored at the source
-	ReuseBlocks  int64         `json:"reuse_blocks"`    // blocks the destination already has
-	ChangedLeafs int64         `json:"changed_leafs"`   // map leaves (16 MiB) that differ
+	Size         int64         `json:"size"`                   // bytes of the disk
+	Digest       digest.Digest `json:"digest,omitzero"`        // of the source; zero of a set
+	Present      int64         `json:"present"`                // plain bytes that are not zero
+	MoveBlocks   int64         `json:"move_blocks"`            // blocks that will cross
+	MoveBytes    int64         `json:"move_bytes"`             // their bytes as stored at the source
+	ReuseBlocks  int64         `json:"reuse_blocks"`           // blocks the destination already has
+	StoreBlocks  int64         `json:"store_blocks,omitempty"` // of those, what it has under another key, or of another volume, and stores again
+	Donors       []SnapshotID  `json:"donors,omitempty"`       // that have these
+	ChangedLeafs int64         `json:"changed_leafs"`          // map leaves (16 MiB) that differ
 	Base         SnapshotID    `json:"base,omitempty"`
 	Reason       string        `json:"reason"`         // why full or incremental, one sentence
 	Time         time.Duration `json:"time,omitempty"` // nanoseconds that moving takes at the present limits; 0: there are none

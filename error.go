@@ -22,11 +22,12 @@ const (
 	Full                    // no space left, or a limit reached
 	Unsupported             // made by a newer version, or not offered here
 	Cancelled               // somebody ended it
+	KeyUnusable             // a key that is needed is disabled, waits for its deletion, or is gone
 	numKinds
 )
 
 var kindNames = [numKinds]string{
-	"internal", "invalid", "not-found", "exists", "conflict", "denied", "unavailable", "corrupt", "full", "unsupported", "cancelled",
+	"internal", "invalid", "not-found", "exists", "conflict", "denied", "unavailable", "corrupt", "full", "unsupported", "cancelled", "key-unusable",
 }
 
 // Kinds lists every Kind, for tests that tables are exhaustive.

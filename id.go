@@ -11,11 +11,12 @@ import (
 // beginning with a letter.
 type RegionName string
 
-// AccountID, VolumeID, SnapshotID, SetID, CopyID and JobID name resources of one
+// AccountID, KeyID, VolumeID, SnapshotID, SetID, CopyID and JobID name resources of one
 // region in the form users see: a prefix and 17 lower-case hexadecimal digits,
 // 68 random bits, never used twice.
 type (
 	AccountID  string // acct-…
+	KeyID      string // key-…, a master key
 	VolumeID   string // vol-…, a volume's lineage
 	SnapshotID string // snap-…
 	SetID      string // set-…, of snapshots that were taken at one moment
@@ -27,6 +28,7 @@ const idDigits = 17
 
 // NewAccountID and its sisters make a new random id.
 func NewAccountID() AccountID   { return AccountID(newID("acct-")) }
+func NewKeyID() KeyID           { return KeyID(newID("key-")) }       // NewKeyID makes a new random id.
 func NewVolumeID() VolumeID     { return VolumeID(newID("vol-")) }    // NewVolumeID makes a new random id.
 func NewSnapshotID() SnapshotID { return SnapshotID(newID("snap-")) } // NewSnapshotID makes a new random id.
 func NewSetID() SetID           { return SetID(newID("set-")) }       // NewSetID makes a new random id.
@@ -43,6 +45,12 @@ func newID(prefix string) string {
 func ParseSnapshotID(s string) (SnapshotID, error) {
 	err := checkID("snapshot", "snap-", s)
 	return SnapshotID(s), err
+}
+
+// ParseKeyID checks the spelling of a key's id.
+func ParseKeyID(s string) (KeyID, error) {
+	err := checkID("key", "key-", s)
+	return KeyID(s), err
 }
 
 // ParseSetID checks the spelling of a set's id.

@@ -94,6 +94,8 @@ type Snapshot struct {
 	Source      *CopySource   `json:"source,omitempty"`      // set when it is a copy
 	Copy        CopyID        `json:"copy,omitempty"`        // the copy that makes or made it
 	Version     VersionID     `json:"-"`
+	Encrypted   bool          `json:"encrypted"`
+	Key         KeyID         `json:"key,omitempty"` // master key, of an encrypted one
 	Counts      Counts        `json:"bytes"`
 	Progress    *Progress     `json:"progress,omitempty"`  // while it is being made
 	Queue       *Queue        `json:"queue,omitempty"`     // of a copy that waits for its turn
@@ -109,11 +111,12 @@ type CopySource struct {
 
 // Counts says where the bytes of a snapshot came from. All are bytes.
 type Counts struct {
-	Present  int64 `json:"present"`  // plain bytes of blocks that are not all zero
-	Changed  int64 `json:"changed"`  // plain bytes of blocks that differ from the parent
-	Read     int64 `json:"read"`     // plain bytes read from the source disk
-	Moved    int64 `json:"moved"`    // bytes that crossed between regions, compressed, nodes included
-	Stored   int64 `json:"stored"`   // bytes added to the bucket
-	Reused   int64 `json:"reused"`   // plain bytes the region already had
-	Repeated int64 `json:"repeated"` // plain bytes moved again after an interruption
+	Present  int64 `json:"present"`        // plain bytes of blocks that are not all zero
+	Changed  int64 `json:"changed"`        // plain bytes of blocks that differ from the parent
+	Read     int64 `json:"read"`           // plain bytes read from the source disk
+	Moved    int64 `json:"moved"`          // bytes that crossed between regions, compressed, nodes included
+	Stored   int64 `json:"stored"`         // bytes added to the bucket
+	Reused   int64 `json:"reused"`         // plain bytes the parent had
+	Lent     int64 `json:"lent,omitempty"` // plain bytes of the changed ones that the region had under another key, or of another volume
+	Repeated int64 `json:"repeated"`       // plain bytes moved again after an interruption
 }

@@ -32,20 +32,24 @@ func (s VolumeState) CanBecome(t VolumeState) bool { return slices.Contains(volu
 
 // Volume is a live volume: a writable disk that is served over NBD.
 type Volume struct {
-	ID       VolumeID    `json:"id"`
-	Account  AccountID   `json:"account"`
-	Region   RegionName  `json:"region"`
-	Name     string      `json:"name"` // that of its lineage of snapshots
-	Tags     Tags        `json:"tags,omitempty"`
-	State    VolumeState `json:"state"`
-	Reason   string      `json:"reason,omitempty"` // why it is in error, when it is
-	Hint     string      `json:"hint,omitempty"`   // what to do about it
-	Size     int64       `json:"size"`             // bytes
-	Snapshot SnapshotID  `json:"snapshot,omitempty"`
-	Created  time.Time   `json:"created"`
-	Export   *Export     `json:"export,omitempty"`
-	Local    *Local      `json:"local,omitempty"`   // what of it is here; absent while it is not open
-	Pending  int         `json:"pending,omitempty"` // snapshots that are being made of it
+	ID      VolumeID    `json:"id"`
+	Account AccountID   `json:"account"`
+	Region  RegionName  `json:"region"`
+	Name    string      `json:"name"` // that of its lineage of snapshots
+	Tags    Tags        `json:"tags,omitempty"`
+	State   VolumeState `json:"state"`
+	Reason  string      `json:"reason,omitempty"` // why it is in error, when it is
+	Hint    string      `json:"hint,omitempty"`   // what to do about it
+	Size    int64       `json:"size"`             // bytes
+	// Encrypted says that what the volume has is sealed under a master key, Key: its
+	// snapshots, and its files in the region.
+	Encrypted bool       `json:"encrypted"`
+	Key       KeyID      `json:"key,omitempty"`
+	Snapshot  SnapshotID `json:"snapshot,omitempty"`
+	Created   time.Time  `json:"created"`
+	Export    *Export    `json:"export,omitempty"`
+	Local     *Local     `json:"local,omitempty"`   // what of it is here; absent while it is not open
+	Pending   int        `json:"pending,omitempty"` // snapshots that are being made of it
 }
 
 // Export is where clients find an exported volume.

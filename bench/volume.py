@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Measures live volumes of a real region, with their peers, in one run.
 
-usage: volume.py DIR [--parts fio,touch,snapshots,increment,lazy] [--bin PATH] [--runs N]
+usage: volume.py DIR [--parts fio,encrypted,touch,snapshots,increment,lazy] [--bin PATH] [--runs N]
 
 DIR takes everything, and holds v1.raw and v2.raw (see images.sh) for the parts
 increment and lazy. The region is a process of --bin (default
@@ -9,6 +9,8 @@ increment and lazy. The region is a process of --bin (default
 
   fio        the jobs of nbdpeers.py, all pages present, beside nbdkit file and
              qemu-nbd on a raw file and on qcow2
+  encrypted  an encrypted volume beside one that is not, all pages present, the jobs
+             by turns
   touch      writes with flushes to pages that are written for the first time:
              a new volume each time, beside qemu-nbd on a new sparse raw file
              and on one that is full
@@ -187,6 +189,30 @@ def part_fio(a):
         subprocess.run(["sync", "-f", r.dir], check=True)
         print(f"| {name}, first touch | {(proc(r.pid)[2] - before) / j['write']['io_bytes']:.2f} |", flush=True)
         r.drop(id)
+    r.close()
+
+
+def part_encrypted(a):
+    r = Region(a, "encrypted")
+    uris = {"plain": r.volume("--size", "2G")[1], "encrypted": r.volume("--size", "2G", "--encrypt")[1]}
+    for uri in uris.values():
+        fill(uri)
+    jobs = [(f"{bs} {rw}, depth {depth}", rw, bs, depth)
+            for bs, depths in (("4k", (1, 32)), ("1M", (8,))) for rw in ("randread", "randwrite", "read", "write") for depth in depths]
+    print("\n## Encrypted volumes\n\nMedians; MB/s and CPU seconds of the region for each GB.\n")
+    print("| job | plain MB/s | encrypted MB/s | ratio | plain CPU | encrypted CPU |\n|---|--:|--:|--:|--:|--:|", flush=True)
+    for name, rw, bs, depth in jobs:
+        rate, cpu = {k: [] for k in uris}, {k: [] for k in uris}
+        for _ in range(a.runs):
+            for kind, uri in uris.items():
+                before = proc(r.pid)[0]
+                j = fio(uri, f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}", "--time_based", f"--runtime={a.seconds}", "--refill_buffers")
+                side = j["read" if "read" in rw else "write"]
+                rate[kind].append(side["bw_bytes"] / 1e6)
+                cpu[kind].append((proc(r.pid)[0] - before) / (side["io_bytes"] / 1e9))
+        m = {k: statistics.median(v) for k, v in rate.items()}
+        c = {k: statistics.median(v) for k, v in cpu.items()}
+        print(f"| {name} | {m['plain']:.0f} | {m['encrypted']:.0f} | {m['encrypted'] / m['plain']:.2f} | {c['plain']:.2f} | {c['encrypted']:.2f} |", flush=True)
     r.close()
 
 

@@ -23,9 +23,16 @@ type Labels struct {
 	RetentionDays int            `json:"retention_days,omitempty"` // 0: for ever
 }
 
+// Sealing is what a caller wants of the key of a new volume, or of a copy.
+type Sealing struct {
+	Encrypt bool   `json:"encrypt,omitempty"` // with the account's default key, or its service key
+	Key     string `json:"key,omitempty"`     // id or alias of a key of the region; it is encrypted then
+}
+
 // ImportRequest asks for a snapshot of a disk that was handed over.
 type ImportRequest struct {
 	Volume string `json:"volume"`
+	Sealing
 	Labels
 	Handle string `json:"handle"` // of the open disk, see package handoff
 	// NBD, if not nil, says that what was handed over is a connection to an NBD
@@ -46,6 +53,7 @@ type CopyRequest struct {
 	From   snapferry.RegionName `json:"from"`
 	Source snapferry.SnapshotID `json:"source,omitempty"` // to pull a snapshot
 	Set    snapferry.SetID      `json:"set,omitempty"`    // to pull a set
+	Sealing
 	Labels
 	Full        bool   `json:"full,omitempty"`
 	ClientToken string `json:"client_token,omitempty"` // makes a repeated request the same one
@@ -53,6 +61,42 @@ type CopyRequest struct {
 	// CompleteWithin is how soon it must be done, like 2h30m; empty: whenever. A
 	// copy that cannot be done in time is refused.
 	CompleteWithin string `json:"complete_within,omitempty"`
+}
+
+// KeyRequest asks for a master key.
+type KeyRequest struct {
+	Alias       string `json:"alias,omitempty"`
+	Description string `json:"description,omitempty"`
+	Driver      string `json:"driver,omitempty"`   // empty: the region's default
+	External    string `json:"external,omitempty"` // its name at the driver; empty: embedded
+}
+
+// Key is a master key, and what is sealed with it.
+type Key struct {
+	snapferry.Key
+	Use *snapferry.KeyUse `json:"use,omitempty"` // when one key was asked for
+}
+
+// KeyList is the master keys of an account, by id.
+type KeyList struct {
+	Keys []snapferry.Key `json:"keys"`
+}
+
+// KeyDeletion asks for the deletion of a key in some days.
+type KeyDeletion struct {
+	Days int `json:"days"`
+}
+
+// AliasRequest gives a key an alias.
+type AliasRequest struct {
+	Alias string `json:"alias"`
+	Move  bool   `json:"move,omitempty"` // from another key that has it
+}
+
+// KeyDefault is what an account wants of new volumes and copies in a region.
+type KeyDefault struct {
+	Encrypt bool   `json:"encrypt"`
+	Key     string `json:"key,omitempty"` // id, or alias in a request; empty: the service key
 }
 
 // CopyList is a page of copies, newest first.
@@ -127,6 +171,7 @@ type VolumeRequest struct {
 	Name     string               `json:"name,omitempty"`     // empty: the id; with a count, -1, -2 ... are added
 	Tags     snapferry.Tags       `json:"tags,omitempty"`
 	Count    int                  `json:"count,omitempty"` // 0: one
+	Sealing
 }
 
 // VolumeList is live volumes, newest first; those that were made are in the

@@ -62,7 +62,7 @@ func errnoOf(k snapferry.Kind) Errno {
 		return EINVAL
 	case snapferry.Cancelled:
 		return ESHUTDOWN
-	case snapferry.Internal, snapferry.Unavailable, snapferry.Corrupt:
+	case snapferry.Internal, snapferry.Unavailable, snapferry.Corrupt, snapferry.KeyUnusable:
 		return EIO
 	}
 	return EIO

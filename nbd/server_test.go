@@ -312,7 +312,7 @@ func TestDeviceErrors(t *testing.T) {
 func TestErrnoTable(t *testing.T) {
 	want := map[snapferry.Kind]Errno{
 		snapferry.Internal: EIO, snapferry.Invalid: EINVAL, snapferry.NotFound: EINVAL, snapferry.Exists: EINVAL,
-		snapferry.Conflict: EPERM, snapferry.Denied: EPERM, snapferry.Unavailable: EIO, snapferry.Corrupt: EIO,
+		snapferry.Conflict: EPERM, snapferry.Denied: EPERM, snapferry.Unavailable: EIO, snapferry.Corrupt: EIO, snapferry.KeyUnusable: EIO,
 		snapferry.Full: ENOSPC, snapferry.Unsupported: EINVAL, snapferry.Cancelled: ESHUTDOWN,
 	}
 	for _, k := range snapferry.Kinds() {

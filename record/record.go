@@ -1,9 +1,9 @@
 // Package record is the version record: the small, self-describing, signed
 // object that makes a version real in the bucket. A version has one record for
 // each revision; the highest complete one is true. Beside it is the Chain, an
-// object of the same make that says whose a chain is. Both are enough to rebuild
-// the metadata of a region. docs/format/record.md and docs/format/chain.md have
-// the layouts.
+// object of the same make that says whose a chain is, and the Keyring, which has
+// the master keys of a region. They are enough to rebuild the metadata of a
+// region. docs/format/record.md, chain.md and keyring.md have the layouts.
 //
 // The package does no I/O and holds no keys: it is given the region's Ed25519
 // key, and a Sealer for the private part when the chain is encrypted.
@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -163,22 +162,12 @@ func (h *Hold) compare(o *Hold) int {
 // holdKinds has the kinds at their number.
 var holdKinds = [...]HoldKind{1: HoldSnapshot, 2: HoldVolume, 3: HoldPin, 4: HoldLock, 5: HoldBin}
 
-func (k HoldKind) number() uint8 {
-	if k == "" {
-		return 0
-	}
-	return uint8(max(0, slices.Index(holdKinds[:], k)))
-}
+func (k HoldKind) number() uint8 { return numberOf(holdKinds[:], k) }
 
 // states has the states at their number.
 var states = [...]snapferry.VersionState{1: snapferry.VersionSealed, 2: snapferry.VersionGhost, 3: Forwarded}
 
-func stateNumber(s snapferry.VersionState) uint8 {
-	if s == "" {
-		return 0
-	}
-	return uint8(max(0, slices.Index(states[:], s)))
-}
+func stateNumber(s snapferry.VersionState) uint8 { return numberOf(states[:], s) }
 
 // check says what is wrong with a record's values, or "". Encode and Decode
 // accept the same ones.

@@ -1,9 +1,10 @@
 // Package seal encrypts what a chain stores: the frames and the footer of a
-// segment, and the private part of a version record; and the dumps of a
-// region's metadata, under the region's key. It is pure: it takes the chain's
-// data key as bytes, derives a key for one segment or one version from it, and binds to each sealed message the place that message belongs to, so
-// that a frame moved anywhere else does not open. docs/format/seal.md has the
-// definition.
+// segment, and the private part of a version record; the data keys of chains,
+// under a master key; and the dumps and the keyrings of a region, under the
+// region's key. It is pure: it takes keys as bytes, derives from a data key one
+// for each segment or version, and binds to each sealed message the place that
+// it belongs to, so that a frame moved anywhere else does not open.
+// docs/format/seal.md has the definition.
 //
 // The cipher is AES-256-GCM with random nonces under keys from HKDF-SHA256,
 // all from the standard library, and works in its FIPS-only mode. Random
@@ -36,10 +37,13 @@ const (
 	recordInfo = "snapferry record 1\x00"
 	dumpInfo   = "snapferry dump 1\x00"
 
+	keyringInfo = "snapferry keyring 1\x00"
+
 	placeSize  = 1 + 16 + 16                       // format version, chain, segment or version
 	frameSize  = placeSize + 2 + 1 + 1 + 4 + 1 + 8 // and slot, kind, codec, raw length, level, index
 	recordSize = placeSize + 8                     // and revision
-	dumpSize   = 1 + 8                             // format version, number
+
+	numberedSize = 1 + 8 // format version, number
 )
 
 // SegmentKey seals and opens the frames and the footer of one segment. It is
@@ -81,8 +85,8 @@ func (k *SegmentKey) Seal(dst, plain []byte, slot uint16, f snapferry.FrameInfo)
 }
 
 // Open appends the frame that Seal sealed for the same slot and info to dst.
-// Anything else gives an error of Kind Corrupt. It does not allocate when dst
-// has the room and does not overlap sealed.
+// Anything else gives an error of Kind Corrupt. dst may be sealed[:0], else must
+// not overlap it. It does not allocate more than a nonce when dst has the room.
 func (k *SegmentKey) Open(dst, sealed []byte, slot uint16, f snapferry.FrameInfo) ([]byte, error) {
 	aad := k.aad(slot, f)
 	plain, err := k.frames.Open(dst, nil, sealed, aad[:])
@@ -171,43 +175,61 @@ func (k *RecordKey) aad(revision uint64) []byte {
 
 // DumpKey seals and opens the dumps of one region's metadata. It is safe for
 // concurrent use.
-type DumpKey struct{ aead cipher.AEAD }
+type DumpKey struct{ numbered }
 
 // NewDumpKey derives the key of a region's dumps from the region's key. The
 // error is of Kind Invalid when that is not KeySize bytes long.
 func NewDumpKey(regionKey []byte) (*DumpKey, error) {
+	n, err := newNumbered(regionKey, dumpInfo, "dump")
+	return &DumpKey{n}, err
+}
+
+// KeyringKey seals and opens the keyrings of one region. It is safe for
+// concurrent use.
+type KeyringKey struct{ numbered }
+
+// NewKeyringKey derives the key of a region's keyrings from the region's key.
+// The error is of Kind Invalid when that is not KeySize bytes long.
+func NewKeyringKey(regionKey []byte) (*KeyringKey, error) {
+	n, err := newNumbered(regionKey, keyringInfo, "keyring")
+	return &KeyringKey{n}, err
+}
+
+// numbered seals what a region has of which each has a number.
+type numbered struct {
+	what string
+	aead cipher.AEAD
+}
+
+func newNumbered(regionKey []byte, info, what string) (numbered, error) {
 	if len(regionKey) != KeySize {
-		return nil, snapferry.Errorf(snapferry.Invalid, "a region's key has %d bytes, this one %d", KeySize, len(regionKey))
+		return numbered{}, snapferry.Errorf(snapferry.Invalid, "a region's key has %d bytes, this one %d", KeySize, len(regionKey))
 	}
 	prk, err := extract(regionKey, nil)
 	if err != nil {
-		return nil, err
+		return numbered{}, err
 	}
-	aead, err := expandKey(prk, dumpInfo)
-	if err != nil {
-		return nil, err
-	}
-	return &DumpKey{aead: aead}, nil
+	aead, err := expandKey(prk, info)
+	return numbered{what, aead}, err
 }
 
-// Seal appends the sealed form of a dump's content to dst: len(plain) +
-// Overhead bytes.
-func (k *DumpKey) Seal(dst, plain []byte, number uint64) []byte {
-	return k.aead.Seal(dst, nil, plain, dumpAAD(number))
+// Seal appends the sealed form of plain to dst: len(plain) + Overhead bytes.
+func (k *numbered) Seal(dst, plain []byte, number uint64) []byte {
+	return k.aead.Seal(dst, nil, plain, numberedAAD(number))
 }
 
 // Open appends to dst what Seal sealed for the same number. Anything else gives
 // an error of Kind Corrupt.
-func (k *DumpKey) Open(dst, sealed []byte, number uint64) ([]byte, error) {
-	plain, err := k.aead.Open(dst, nil, sealed, dumpAAD(number))
+func (k *numbered) Open(dst, sealed []byte, number uint64) ([]byte, error) {
+	plain, err := k.aead.Open(dst, nil, sealed, numberedAAD(number))
 	if err != nil {
-		return nil, snapferry.Errorf(snapferry.Corrupt, "open dump %d: %w", number, err)
+		return nil, snapferry.Errorf(snapferry.Corrupt, "open %s %d: %w", k.what, number, err)
 	}
 	return plain, nil
 }
 
-func dumpAAD(number uint64) []byte {
-	b := make([]byte, 1, dumpSize)
+func numberedAAD(number uint64) []byte {
+	b := make([]byte, 1, numberedSize)
 	b[0] = formatVersion
 	return binary.BigEndian.AppendUint64(b, number)
 }
@@ -219,25 +241,14 @@ func place(chain snapferry.ChainID, id [16]byte) (p [placeSize]byte) {
 	return p
 }
 
-func extract(dataKey, salt []byte) ([]byte, error) {
-	if len(dataKey) != KeySize {
-		return nil, snapferry.Errorf(snapferry.Invalid, "a data key has %d bytes, this one %d", KeySize, len(dataKey))
-	}
-	prk, err := hkdf.Extract(sha256.New, dataKey, salt)
-	if err != nil {
-		return nil, snapferry.Errorf(snapferry.Internal, "derive key: %w", err)
-	}
-	return prk, nil
-}
-
 func expand(prk []byte, info string, chain snapferry.ChainID) (cipher.AEAD, error) {
 	return expandKey(prk, info+string(chain[:]))
 }
 
 func expandKey(prk []byte, info string) (cipher.AEAD, error) {
-	key, err := hkdf.Expand(sha256.New, prk, info, KeySize)
+	key, err := derive(prk, info)
 	if err != nil {
-		return nil, snapferry.Errorf(snapferry.Internal, "derive key: %w", err)
+		return nil, err
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -249,4 +260,13 @@ func expandKey(prk []byte, info string) (cipher.AEAD, error) {
 	}
 	clear(key)
 	return aead, nil
+}
+
+// derive is the second half of HKDF-SHA256.
+func derive(prk []byte, info string) ([]byte, error) {
+	key, err := hkdf.Expand(sha256.New, prk, info, KeySize)
+	if err != nil {
+		return nil, snapferry.Errorf(snapferry.Internal, "derive key: %w", err)
+	}
+	return key, nil
 }

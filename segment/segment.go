@@ -69,7 +69,8 @@ func FooterSize(slots int, sealed bool) int {
 
 // Sealer seals and opens what one segment of an encrypted chain stores. Seal
 // and SealFooter append SealOverhead bytes more than plain to dst; the openers
-// give errors of Kind Corrupt. *seal.SegmentKey is one.
+// give errors of Kind Corrupt, and Open may be given sealed[:0] as dst.
+// *seal.SegmentKey is one.
 type Sealer interface {
 	Seal(dst, plain []byte, slot uint16, f snapferry.FrameInfo) []byte
 	Open(dst, sealed []byte, slot uint16, f snapferry.FrameInfo) ([]byte, error)

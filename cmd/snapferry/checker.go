@@ -10,8 +10,10 @@ import (
 	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/fsck"
+	"github.com/snapferry/snapferry/internal/keystore"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/record"
 )
 
 // checker is package fsck as the API sees it.
@@ -22,13 +24,15 @@ type checker struct {
 	region snapferry.RegionName
 	public ed25519.PublicKey
 	dumps  dump.Sealer
+	ring   record.Sealer
+	keys   *keystore.Store
 }
 
 // Check checks the region.
 func (c *checker) Check(ctx context.Context, deep bool, progress func(done, total int64)) (*client.FsckReport, error) {
 	r, err := fsck.Run(ctx, fsck.Config{
 		DB: c.db, Bucket: c.bucket, Vault: c.vault, Region: c.region, SignPublic: c.public, Deep: deep, Progress: progress,
-		Mark: c.mark, Dumps: c.dumps,
+		Mark: c.mark, Dumps: c.dumps, Keyring: c.ring, Keys: c.keys,
 	})
 	if err != nil {
 		return nil, err

@@ -16,18 +16,23 @@ import (
 // serverConfig is the configuration of a region. Relative paths are relative
 // to the file's directory. docs/operations.md describes it.
 type serverConfig struct {
-	Name        snapferry.RegionName `yaml:"name"`
-	Directory   string               `yaml:"directory"` // meta.db is in it, and bucket/ unless Bucket says otherwise
-	Bucket      bucketConfig         `yaml:"bucket,omitempty"`
-	KeyFile     string               `yaml:"key_file,omitempty"` // else region.key in the directory
-	API         apiConfig            `yaml:"api"`
-	Handoff     string               `yaml:"handoff"`
-	Peer        peerConfig           `yaml:"peer"`
-	Peers       []knownPeer          `yaml:"peers,omitempty"`
-	Accounts    []accountConfig      `yaml:"accounts"`
-	Compression string               `yaml:"compression,omitempty"` // zstd, s2 or none
-	Memory      int64                `yaml:"memory,omitempty"`      // bytes the process aims at
-	Log         string               `yaml:"log,omitempty"`         // debug, info, warn or error
+	Name      snapferry.RegionName `yaml:"name"`
+	Directory string               `yaml:"directory"` // meta.db is in it, and bucket/ unless Bucket says otherwise
+	Bucket    bucketConfig         `yaml:"bucket,omitempty"`
+	KeyFile   string               `yaml:"key_file,omitempty"` // else region.key in the directory
+	// KeyPassphraseEnv is the variable of the environment that has a passphrase
+	// instead, KeyCredential a credential of systemd that has what the file would.
+	KeyPassphraseEnv string          `yaml:"key_passphrase_env,omitempty"`
+	KeyCredential    string          `yaml:"key_credential,omitempty"`
+	Keys             keysConfig      `yaml:"keys,omitempty"`
+	API              apiConfig       `yaml:"api"`
+	Handoff          string          `yaml:"handoff"`
+	Peer             peerConfig      `yaml:"peer"`
+	Peers            []knownPeer     `yaml:"peers,omitempty"`
+	Accounts         []accountConfig `yaml:"accounts"`
+	Compression      string          `yaml:"compression,omitempty"` // zstd, s2 or none
+	Memory           int64           `yaml:"memory,omitempty"`      // bytes the process aims at
+	Log              string          `yaml:"log,omitempty"`         // debug, info, warn or error
 
 	ReclaimGrace   *time.Duration `yaml:"reclaim_grace,omitempty"`   // before an object that nobody needs is removed
 	CompactionRate int64          `yaml:"compaction_rate,omitempty"` // bytes per second; 0: no limit
@@ -102,6 +107,7 @@ func (c *serverConfig) resolve(dir string) {
 	if c.API.unix() {
 		paths = append(paths, &c.API.Listen)
 	}
+	paths = append(paths, c.Keys.paths()...)
 	for i := range c.Accounts {
 		paths = append(paths, &c.Accounts[i].TokenFile)
 	}
@@ -182,6 +188,12 @@ func (c *serverConfig) check() error {
 		}
 	}
 	if err := c.Bucket.check(); err != nil {
+		return err
+	}
+	if err := c.checkKeySource(); err != nil {
+		return err
+	}
+	if err := c.Keys.check(); err != nil {
 		return err
 	}
 	if c.memory() < minMemory {

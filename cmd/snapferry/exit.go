@@ -6,6 +6,7 @@ const (
 	exitOK          = 0
 	exitInternal    = 1
 	exitCancelled   = 10
+	exitKeyUnusable = 11
 	exitInterrupted = 130
 )
 
@@ -20,6 +21,7 @@ const exitHelp = `  0  done
   8  no space left, or a limit reached
   9  made by a newer version, or not offered
  10  cancelled, or the snapshot that was waited for failed
+ 11  a key that is needed is disabled, waits for its deletion, or is gone
 130  interrupted`
 
 // exitCode is the exit code of an error.
@@ -45,6 +47,8 @@ func exitCode(err error) int {
 		return 9
 	case snapferry.Cancelled:
 		return exitCancelled
+	case snapferry.KeyUnusable:
+		return exitKeyUnusable
 	}
 	return exitInternal
 }

@@ -91,10 +91,11 @@ func (a *app) recover(ctx context.Context, cfg serverConfig, rc recovery.Config)
 	if rc.ID, rc.Incarnation, rc.Starts, err = readMarks(ctx, bucket, cfg.Name); err != nil {
 		return err
 	}
-	key, err := readRegionKey(cfg.keyFile())
+	rc.RegionKey, err = cfg.regionKey(rc.ID)
 	if err == nil {
-		rc.Key = key
-	} else if !snapferry.IsKind(err, snapferry.NotFound) {
+		rc.Drivers, err = cfg.Keys.drivers(ctx, log)
+	}
+	if err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 		return err
 	}
 	rc.Bucket, rc.Path, rc.Region, rc.Release = bucket, filepath.Join(cfg.Directory, metadataFile), cfg.Name, control.ReleaseLater

@@ -25,12 +25,14 @@ import (
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/handoff"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/keystore"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/peer"
 	"github.com/snapferry/snapferry/internal/pki"
 	"github.com/snapferry/snapferry/internal/recovery"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/seal"
 )
 
 const (
@@ -50,6 +52,8 @@ type regionServer struct {
 	clients []*peer.Client
 	// catalogue keeps in the bucket what a recovery needs.
 	catalogue *recovery.Catalogue
+	keys      *keystore.Store
+	ring      *seal.KeyringKey
 	closers   []func() error // in the order of opening
 }
 
@@ -129,16 +133,48 @@ func (s *regionServer) open(ctx context.Context) error {
 	if err := ensureAccounts(ctx, db, s.cfg.Accounts); err != nil {
 		return err
 	}
-	key, err := ensureRegionKey(s.cfg.keyFile(), s.log)
-	if err != nil {
+	if err := s.openKeys(ctx, db, bucket, row); err != nil {
 		return err
 	}
-	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: key, Log: s.log}
 	check, err := s.assemble(ctx, db, bucket, row, id, ca)
 	if err != nil {
 		return err
 	}
 	return s.listen(id, ca, check)
+}
+
+// openKeys opens the region's key, and with it the master keys.
+func (s *regionServer) openKeys(ctx context.Context, db *meta.DB, bucket *blob.Bucket, row meta.Region) error {
+	secret, err := s.cfg.ensureRegionKey(ctx, row.ID, bucket, s.log)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	dumps, err := seal.NewDumpKey(secret)
+	if err != nil {
+		return err
+	}
+	if s.ring, err = seal.NewKeyringKey(secret); err != nil {
+		return err
+	}
+	k, err := seal.NewMetadataKey(secret, row.LookupKey)
+	if err != nil {
+		return err
+	}
+	db.SealWith(k)
+	s.catalogue = &recovery.Catalogue{DB: db, Bucket: bucket, Key: dumps, Log: s.log}
+	drivers, err := s.cfg.Keys.drivers(ctx, s.log)
+	if err != nil {
+		return err
+	}
+	s.keys, err = keystore.Open(ctx, keystore.Config{
+		Bucket: bucket, DB: db, Region: s.cfg.Name, ID: row.ID, Seal: s.ring, Drivers: drivers, Default: s.cfg.Keys.Default, Keys: s.cfg.Keys.times(), Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.onClose(func() error { s.keys.Close(); return nil })
+	return nil
 }
 
 // identity reads the certificates with which regions know each other.
@@ -206,7 +242,7 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 	sign := ed25519.PrivateKey(row.SignKey)
 	v, err := vault.New(vault.Config{
 		Bucket: bucket, DB: db, Region: s.cfg.Name, Sign: sign, Codec: codec, Log: s.log, Workers: max(2, runtime.NumCPU()),
-		Memory: s.cfg.share(vault.DefaultMemory),
+		Memory: s.cfg.share(vault.DefaultMemory), Keys: s.keys,
 	})
 	if err != nil {
 		return nil, err
@@ -222,7 +258,7 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 		return nil, err
 	}
 	s.region = control.New(control.Config{
-		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log, Volumes: volumes,
+		Name: s.cfg.Name, DB: db, Bucket: bucket, Vault: v, Peers: peers, Version: version, Log: s.log, Volumes: volumes, Keys: s.keys,
 		ReclaimGrace: s.cfg.grace(), CompactionRate: s.cfg.CompactionRate, Copies: s.cfg.copies(), Operators: s.cfg.operators(),
 		Jobs: job.New(db, job.Config{
 			Owner: string(s.cfg.Name) + "/" + incarnationName(row.Incarnation)[len(incarnationPrefix):], Copies: s.cfg.CopiesAtOnce, Log: s.log,
@@ -238,7 +274,7 @@ func (s *regionServer) assemble(ctx context.Context, db *meta.DB, bucket *blob.B
 	} else if err != nil {
 		s.log.Error("nothing is reclaimed in this region", "err", err)
 	}
-	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public, dumps: s.catalogue.Key}, nil
+	return &checker{db: db, bucket: bucket, vault: v, region: s.cfg.Name, public: public, dumps: s.catalogue.Key, ring: s.ring, keys: s.keys}, nil
 }
 
 // listen opens the sockets of the region.

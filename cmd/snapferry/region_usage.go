@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) regionCommand() *cobra.Command {
-	return group("region", "See what a region keeps and does", a.regionUsageCommand(), a.regionJobsCommand(), a.regionPinsCommand(), a.regionBreakPinCommand(), a.regionRecordsCommand())
+	return group("region", "See what a region keeps and does", a.regionUsageCommand(), a.regionJobsCommand(), a.regionPinsCommand(), a.regionBreakPinCommand(), a.regionRecordsCommand(), a.regionSetCommand())
 }
 
 func (a *app) regionUsageCommand() *cobra.Command {

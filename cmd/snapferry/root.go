@@ -51,7 +51,7 @@ func (a *app) root() *cobra.Command {
 		a.began = true
 		return nil
 	}
-	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.volumeCommand(), a.snapshotCommand(), a.copiesCommand(), a.limitCommand(), a.regionCommand(), a.digestCommand(),
+	cmd.AddCommand(a.serveCommand(), a.devCommand(), a.demoCommand(), a.volumeCommand(), a.snapshotCommand(), a.copiesCommand(), a.limitCommand(), a.keyCommand(), a.regionCommand(), a.digestCommand(),
 		a.fsckCommand(), a.recoverCommand(), a.bucketCommand(), a.inspectCommand(), a.pkiCommand(), a.versionCommand())
 	return cmd
 }

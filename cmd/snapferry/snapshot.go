@@ -74,11 +74,11 @@ func (a *app) showSnapshot(s snapferry.Snapshot) error {
 		}
 		p.fields("id", string(s.ID), "region", string(s.Region), "volume", s.Volume, "name", s.Name, "description", s.Description,
 			"tags", tagText(s.Tags), "state", string(s.State), "reason", s.Reason, "hint", s.Hint, "pinned by", holdersText(s.PinnedBy), "queue", queueText(s.Queue), "progress", progress,
-			"size", bytesText(s.Size), "digest", digest, "set", setText(s), "parent", string(s.Parent), "source", source, "copy", string(s.Copy),
+			"size", bytesText(s.Size), "digest", digest, "set", setText(s), "key", string(s.Key), "parent", string(s.Parent), "source", source, "copy", string(s.Copy),
 			"created", timeText(s.Created), "retain until", timeText(s.RetainUntil),
 			"present", countText(s.Counts.Present), "changed", countText(s.Counts.Changed), "read", countText(s.Counts.Read),
 			"moved", countText(s.Counts.Moved), "stored", countText(s.Counts.Stored), "reused", countText(s.Counts.Reused),
-			"repeated", countText(s.Counts.Repeated))
+			"stored again", countText(s.Counts.Lent), "repeated", countText(s.Counts.Repeated))
 	})
 }
 

@@ -17,9 +17,11 @@ type copyFlags struct {
 	full     bool
 	rate     string
 	within   time.Duration
+	seal     sealFlags
 }
 
 func (c *copyFlags) register(cmd *cobra.Command) {
+	c.seal.register(cmd)
 	cmd.Flags().StringVar(&c.from, "from", "", "region that has the snapshot (default: --region, or default_region of the configuration)")
 	cmd.Flags().StringVar(&c.to, "to", "", "region that gets the copy")
 	cmd.Flags().BoolVar(&c.full, "full", false, "move everything, whatever the region has already")
@@ -57,7 +59,7 @@ func (a *app) copyRequest(f copyFlags, id string) (req client.CopyRequest, to sn
 		req.CompleteWithin = f.within.String()
 	}
 	to, err = snapferry.ParseRegionName(f.to)
-	req.Full = f.full
+	req.Full, req.Sealing = f.full, f.seal.Sealing
 	return req, to, err
 }
 

@@ -20,6 +20,7 @@ func (a *app) importCommand() *cobra.Command {
 	var volume string
 	var noWait bool
 	var from importFrom
+	var seal sealFlags
 	cmd := &cobra.Command{
 		Use: "import FILE|DEVICE|URI --volume NAME", Short: "Make a snapshot of an image file, a block device or what an NBD server has", Args: cobra.ExactArgs(1),
 		Long: `Make a snapshot of an image file, a block device or what an NBD server has,
@@ -45,10 +46,11 @@ volume has a snapshot already: the bitmap must have begun when that was taken.`,
 			if err := snapferry.CheckVolumeName(volume); err != nil {
 				return err
 			}
-			return a.importDisk(cmd.Context(), args[0], from, client.ImportRequest{Volume: volume, Labels: l}, noWait)
+			return a.importDisk(cmd.Context(), args[0], from, client.ImportRequest{Volume: volume, Labels: l, Sealing: seal.Sealing}, noWait)
 		},
 	}
 	labels.register(cmd)
+	seal.register(cmd)
 	cmd.Flags().StringVar(&volume, "volume", "", "volume that the snapshot is of")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return at once; the import goes on in the region")
 	cmd.Flags().StringVar(&from.format, "format", "", "format of the image: raw, qcow2, vmdk, vhd, vhdx or vdi (default: by the end of its name)")

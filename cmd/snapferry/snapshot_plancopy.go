@@ -37,8 +37,25 @@ func (a *app) planCopyCommand() *cobra.Command {
 func planText(p *printer, plan snapferry.Plan) {
 	p.fields("moves", bytesText(plan.MoveBytes)+" as stored, "+strconv.FormatInt(plan.MoveBlocks, 10)+" blocks",
 		"reuses", bytesText(plan.ReuseBlocks*snapferry.BlockSize)+", "+strconv.FormatInt(plan.ReuseBlocks, 10)+" blocks",
-		"present", bytesText(plan.Present), "size", bytesText(plan.Size), "digest", plan.Digest.String(),
+		"stores again", storeText(plan), "present", bytesText(plan.Present), "size", bytesText(plan.Size), "digest", plan.Digest.String(),
 		"base", string(plan.Base), "reason", plan.Reason, "takes", planTime(plan))
+}
+
+// storeText is what a plan takes from what the region has elsewhere, for people.
+func storeText(plan snapferry.Plan) string {
+	if plan.StoreBlocks == 0 {
+		return ""
+	}
+	text := bytesText(plan.StoreBlocks*snapferry.BlockSize) + ", " + strconv.FormatInt(plan.StoreBlocks, 10) + " blocks"
+	for i, id := range plan.Donors {
+		if i == 0 {
+			text += ", of "
+		} else {
+			text += " and "
+		}
+		text += string(id)
+	}
+	return text
 }
 
 // planTime is how long a plan takes, for people.

@@ -67,7 +67,7 @@ func (a *app) showVolume(v snapferry.Volume) error {
 	return a.print(v, func(p *printer) {
 		fields := []string{
 			"id", string(v.ID), "region", string(v.Region), "name", v.Name, "tags", tagText(v.Tags), "state", string(v.State), "reason", v.Reason, "hint", v.Hint,
-			"size", bytesText(v.Size), "from snapshot", string(v.Snapshot), "created", timeText(v.Created),
+			"size", bytesText(v.Size), "key", string(v.Key), "from snapshot", string(v.Snapshot), "created", timeText(v.Created),
 		}
 		if e := v.Export; e != nil {
 			access := "read and write"

@@ -13,6 +13,7 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	var req client.VolumeRequest
 	var size, snapshot string
 	var tags []string
+	var seal sealFlags
 	cmd := &cobra.Command{
 		Use: "create --size SIZE | --snapshot ID", Short: "Make live volumes, empty or from a snapshot", Args: cobra.NoArgs,
 		Long: `Make live volumes: empty ones of a size, or with what a snapshot has. The latter
@@ -46,9 +47,11 @@ then, and what was written stays here. "volume export" serves them.`,
 			if req.Tags, err = parseTags(tags); err != nil {
 				return err
 			}
+			req.Sealing = seal.Sealing
 			return a.createVolumes(cmd.Context(), req)
 		},
 	}
+	seal.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&size, "size", "", "bytes, as 20G (default with a snapshot: its size)")
 	f.StringVar(&snapshot, "snapshot", "", "snapshot whose content the volume has at first")

@@ -22,6 +22,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/keystore"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -39,6 +40,7 @@ type Config struct {
 	Version string       // of the program
 	Log     *slog.Logger // nil for none
 
+	Keys    *keystore.Store
 	Volumes VolumeConfig // no live volumes without
 	Copies  CopyConfig
 	// Operators are the accounts, by name, that may change what belongs to the
@@ -64,6 +66,7 @@ type Region struct {
 	pace      *rate.Limiter // of compaction; nil: none
 	freeing   freeing
 	files     VolumeConfig
+	keys      *keystore.Store
 	copies    CopyConfig
 	operators map[string]bool
 	limits    *limits
@@ -98,7 +101,7 @@ func New(c Config) *Region {
 	return &Region{
 		begun: make(chan struct{}),
 		name:  c.Name, db: c.DB, bucket: c.Bucket, vault: c.Vault, jobs: c.Jobs, peers: c.Peers, version: c.Version, log: c.Log, started: time.Now(),
-		grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
+		keys: c.Keys, grace: c.ReclaimGrace, pace: limiter(c.CompactionRate),
 		imports: map[snapferry.SnapshotID]*running{}, reasons: map[snapferry.SnapshotID]error{}, progress: map[snapferry.SnapshotID]*running{}, pulling: map[snapferry.CopyID]*running{},
 		compacts: map[snapferry.ChainID]bool{}, earlies: map[snapferry.VersionID]*early{}, tallies: map[tallyKey]*tally{}, volumes: map[snapferry.VolumeID]*live{}, files: c.Volumes,
 		copies: c.Copies.withDefaults(), limits: newLimits(), memory: transfer.NewMemory(c.Copies.Memory), operators: c.Operators,
@@ -161,6 +164,9 @@ func (r *Region) Run(ctx context.Context) error {
 	pacing.Go(func() { r.paceCopies(ctx) })
 	pacing.Go(func() { r.disownAll(ctx) })
 	pacing.Go(func() { r.meterAll(ctx) })
+	if r.keys != nil {
+		pacing.Go(func() { r.keepKeys(ctx) })
+	}
 	return r.jobs.Start(ctx, r.handlers())
 }
 
@@ -168,6 +174,7 @@ func (r *Region) Run(ctx context.Context) error {
 func (r *Region) handlers() map[string]job.Handler {
 	all := r.upkeep()
 	all[jobImport], all[jobFork], all[jobCopy], all[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
+	all[jobRewrap] = r.runRewrap
 	all[jobUpload], all[jobRollback], all[jobUnmake], all[jobHydrate] = r.runUpload, r.runRollback, r.runUnmake, r.runHydrate
 	return all
 }

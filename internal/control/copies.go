@@ -17,13 +17,14 @@ import (
 
 // CopyRequest asks this region to pull a snapshot, or a set.
 type CopyRequest struct {
-	From   snapferry.RegionName
-	Source snapferry.SnapshotID // empty: Set
-	Set    snapferry.SetID      `json:",omitempty"` // empty: Source
-	Labels                      // of each snapshot that is made
-	Full   bool                 // move all bytes, whatever is here
-	Token  string               // the caller's, for repeating the request; may be empty
-	Rate   int64                // bytes per second that may cross for it; 0: no limit of its own
+	From    snapferry.RegionName
+	Source  snapferry.SnapshotID // empty: Set
+	Set     snapferry.SetID      `json:",omitempty"` // empty: Source
+	Labels                       // of each snapshot that is made
+	Sealing                      // of the copies: with a key of this region
+	Full    bool                 // move all bytes, whatever is here
+	Token   string               // the caller's, for repeating the request; may be empty
+	Rate    int64                // bytes per second that may cross for it; 0: no limit of its own
 	// Within is how soon the copy must be done; 0: whenever. A copy that cannot
 	// be, by what is known, is refused.
 	Within time.Duration
@@ -157,6 +158,14 @@ func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
+	k, sealed, err := r.copyKey(ctx, account, req.Sealing, ds)
+	if err != nil {
+		return snapferry.Snapshot{}, err
+	}
+	chains, err := r.copyChains(ctx, account, req.From, k, sealed, ds)
+	if err != nil {
+		return snapferry.Snapshot{}, err
+	}
 	c := meta.Copy{Reserved: true}
 	for _, d := range ds {
 		c.Members = append(c.Members, meta.CopyMember{Source: d.Snapshot})
@@ -191,7 +200,7 @@ func (r *Region) beginCopy(ctx context.Context, account snapferry.AccountID, req
 	}
 	var first meta.Snapshot
 	if err == nil {
-		first, err = r.admit(ctx, account, req, ds, c)
+		first, err = r.admit(ctx, account, req, ds, c, chains)
 	}
 	if err == nil {
 		return r.justMade(ctx, account, first)
@@ -275,7 +284,7 @@ func (r *Region) repeated(ctx context.Context, account snapferry.AccountID, req 
 // admit makes the snapshots, the copy and its job visible in one transaction, and
 // attaches each new version to the base that the plan chose. It returns the first
 // snapshot.
-func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description, c meta.Copy) (first meta.Snapshot, err error) {
+func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req CopyRequest, ds []transfer.Description, c meta.Copy, chains map[snapferry.ChainID]meta.Chain) (first meta.Snapshot, err error) {
 	c.Reserved = false
 	if req.Set != "" {
 		c.Set = snapferry.NewSetID()
@@ -289,7 +298,7 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 			return err // others came meanwhile
 		}
 		for i := range ds {
-			s, err := r.admitMember(tx, account, req, &ds[i], &c, i)
+			s, err := r.admitMember(tx, account, req, &ds[i], &c, i, chains[ds[i].Chain])
 			if err != nil {
 				return err
 			}
@@ -312,14 +321,14 @@ func (r *Region) admit(ctx context.Context, account snapferry.AccountID, req Cop
 }
 
 // admitMember makes one of the snapshots of a copy.
-func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyRequest, d *transfer.Description, c *meta.Copy, i int) (s meta.Snapshot, err error) {
+func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyRequest, d *transfer.Description, c *meta.Copy, i int, chain meta.Chain) (s meta.Snapshot, err error) {
 	s = req.snapshot(account, d.Size)
 	s.ID, s.State, s.Copy, s.SourceVolume = c.Members[i].Snapshot, snapferry.SnapshotCopying, c.ID, d.Volume
 	s.Source, s.Counts.Present = &snapferry.CopySource{Region: req.From, Snapshot: d.Snapshot}, d.Present
 	if s.Set = c.Set; s.Set != "" {
 		s.SetSize = len(c.Members)
 	}
-	vol, err := r.copyVolume(tx, account, req.From, *d)
+	vol, err := r.copyVolume(tx, account, req.From, *d, chain)
 	if err != nil {
 		return s, err
 	}
@@ -347,22 +356,18 @@ func (r *Region) admitMember(tx *meta.Tx, account snapferry.AccountID, req CopyR
 	return s, audit(tx, account, opCopy, string(s.ID), string(req.From)+"/"+string(d.Snapshot))
 }
 
-// copyVolume returns the lineage here that copies of a source's lineage belong
-// to, made when it is new. A copy inside one region belongs to its source's.
-func (r *Region) copyVolume(tx *meta.Tx, account snapferry.AccountID, from snapferry.RegionName, d transfer.Description) (meta.Volume, error) {
-	if from == r.name {
-		return tx.Volume(d.VolumeID)
-	}
-	vol, err := tx.VolumeByOrigin(account, from, d.VolumeID)
+// copyVolume returns the lineage here that copies of a source's lineage belong to under
+// the key of a chain, made when it is new, in that chain if none is there.
+func (r *Region) copyVolume(tx *meta.Tx, account snapferry.AccountID, from snapferry.RegionName, d transfer.Description, chain meta.Chain) (meta.Volume, error) {
+	vol, err := r.findCopyVolume(tx, account, from, d, chain.Key)
 	if !snapferry.IsKind(err, snapferry.NotFound) {
 		return vol, err
 	}
-	chain, err := tx.ChainByOrigin(account, from, d.Chain)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		chain = meta.Chain{
-			ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true,
-			OriginRegion: from, OriginChain: d.Chain, Created: time.Now(),
-		}
+	have, err := tx.ChainByOrigin(account, from, d.Chain, chain.Key)
+	switch {
+	case err == nil:
+		chain = have
+	case snapferry.IsKind(err, snapferry.NotFound):
 		err = tx.InsertChain(chain)
 	}
 	if err != nil {
@@ -370,7 +375,7 @@ func (r *Region) copyVolume(tx *meta.Tx, account snapferry.AccountID, from snapf
 	}
 	vol = meta.Volume{
 		ID: snapferry.NewVolumeID(), Account: account, Name: d.Volume, Chain: chain.ID,
-		OriginRegion: from, OriginVolume: d.VolumeID, Created: time.Now(),
+		OriginRegion: from, OriginVolume: d.VolumeID, Created: time.Now(), Key: chain.Key,
 	}
 	return vol, tx.InsertVolume(vol)
 }

@@ -192,6 +192,10 @@ func (r *Region) pull(ctx context.Context, p *puller) error {
 			return err
 		}
 		defer m.w.Close()
+		if m.lend = r.lendTo(ctx, p, m); m.lend != nil {
+			defer m.lend.close()
+			m.cfg.Donor = m.lend.donor()
+		}
 	}
 	pinned, stop := r.renewing(ctx, from, p)
 	defer stop()
@@ -242,15 +246,25 @@ func (r *Region) openPart(ctx context.Context, p *puller, m *part, from transfer
 	return nil
 }
 
+// lendTo returns what a part may take content from; nil when all of it is to cross.
+func (r *Region) lendTo(ctx context.Context, p *puller, m *part) *donors {
+	if p.copy.Full {
+		return nil
+	}
+	ds := r.donorsOf(ctx, p.copy.Account, p.copy.Source.Region, m.d, m.w.Chain())
+	ds.beat = p.pulse.beat
+	return ds
+}
+
 // planCopyRun finds out what is to cross in this run, and begins to move it.
 func (r *Region) planCopyRun(ctx context.Context, p *puller, from transfer.Remote) error {
 	var plans []snapferry.Plan
 	for _, m := range p.parts {
-		planner := transfer.Planner{Info: m.cfg.Info, Source: m.cfg.Source, Base: m.w.Base(), Limit: m.cfg.Limit}
+		planner := transfer.Planner{Info: m.cfg.Info, Source: m.cfg.Source, Base: m.w.Base(), Donor: m.cfg.Donor, Limit: m.cfg.Limit}
 		if err := planner.Run(ctx, func(transfer.Step) error { return nil }); err != nil {
 			return r.blameRun(ctx, from, p, m.member, err)
 		}
-		plan := planned(m.cfg.Info, planner.Totals, m.row.Parent, p.copy.Full)
+		plan := planned(m.cfg.Info, planner.Totals, m.row.Parent, m.lend.used(), p.copy.Full)
 		m.expect(plan.MoveBytes)
 		plans = append(plans, plan)
 	}
@@ -263,7 +277,11 @@ func (r *Region) planCopyRun(ctx context.Context, p *puller, from transfer.Remot
 func (r *Region) movePart(ctx context.Context, p *puller, m *part, from transfer.Remote) error {
 	cfg := m.cfg
 	if r.files.Caches != nil {
-		defer r.files.Caches.Hold(m.row.Version)()
+		keys, err := r.layerKeys(ctx, m.w.Chain())
+		if err != nil {
+			return err
+		}
+		defer r.files.Caches.Hold(m.row.Version, keys)()
 		cfg.Near = near{r.files.Caches, m.row.Version}
 	}
 	err := transfer.Run(ctx, cfg)
@@ -298,7 +316,7 @@ func (r *Region) commitCopy(ctx context.Context, p *puller) error {
 			Commit: func(tx *meta.Tx, done vault.Sealed) error {
 				m.early.shut()
 				counts := m.counts()
-				counts.Repeated = max(counts.Repeated, m.received()-counts.Changed)
+				counts.Repeated = max(counts.Repeated, m.received()+counts.Lent-counts.Changed)
 				if err := r.settleReady(tx, m.row.ID, done, counts); err != nil {
 					return err
 				}

@@ -79,7 +79,8 @@ type part struct {
 	cfg    transfer.Config
 	stats  transfer.Stats
 	seen   partProgress
-	early  *early // what volumes read ahead of the copy
+	early  *early  // what volumes read ahead of the copy
+	lend   *donors // what the region has elsewhere; nil: not looked for
 
 	mu       sync.Mutex
 	total    int64 // plain bytes to settle; guarded by mu, like all that follows
@@ -146,8 +147,9 @@ func (m *part) begin(w *vault.Writer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.w, m.prior, m.total = w, w.Prior(), m.d.Present
-	m.before = max(m.seen.Received, m.prior.Changed+m.prior.Repeated)
-	m.prior.Repeated = m.before - m.prior.Changed
+	came := m.prior.Changed - m.prior.Lent
+	m.before = max(m.seen.Received, came+m.prior.Repeated)
+	m.prior.Repeated = m.before - came
 	m.prior.Moved = max(m.prior.Moved, m.seen.Moved)
 	m.shown = max(m.shown, m.clip(m.prior.Changed+m.prior.Reused)) // as durable does
 }
@@ -209,16 +211,17 @@ func (p *puller) show(x *snapferry.Progress, m *part) {
 	if m != nil && len(p.parts) > 1 {
 		counts, left = m.counts(), m.toMove()
 	}
-	x.Reused, x.Moved, x.ToMove = counts.Reused, counts.Moved, left
+	x.Reused, x.Moved, x.ToMove = counts.Reused+counts.Lent, counts.Moved, left
 	if x.Stalled = p.pulse.stalled(p.copy.Source.Region, now); x.Stalled != nil {
 		x.Ends, x.Rate, x.MoveRate = nil, 0, 0
 	}
 }
 
 // patience makes an error final that passes, when there was no advance for too
-// long, and one of a full bucket one that passes.
+// long, and one of a full bucket, or of a key that may not be used, one that passes.
 func (p *puller) patience(err error, limit time.Duration) error {
-	if !passes(err) {
+	shut := snapferry.IsKind(err, snapferry.KeyUnusable) // it may be enabled again
+	if !passes(err) && !shut {
 		return err
 	}
 	idle := p.seen.Idle + time.Since(p.pulse.base) + p.run.Wait()
@@ -234,6 +237,10 @@ func (p *puller) patience(err error, limit time.Duration) error {
 	switch {
 	case idle > limit && full:
 		return &endedError{snapferry.Errorf(snapferry.Full, "there was no room for %v: %w", limit, err), snapferry.EndedFull}
+	case idle > limit && shut:
+		return &endedError{snapferry.Errorf(snapferry.KeyUnusable, "a key that is needed could not be used for %v: %w", limit, err), snapferry.EndedFailed}
+	case shut:
+		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
 	case idle > limit:
 		return &endedError{snapferry.Errorf(snapferry.NotFound, "nothing has come from region %s for %v: %w", p.copy.Source.Region, limit, err), snapferry.EndedSourceLost}
 	case full:
@@ -268,7 +275,7 @@ func (p *puller) report() {
 	x := copyProgress{Parts: make([]partProgress, len(p.parts))}
 	for i, m := range p.parts {
 		counts := m.counts()
-		x.Parts[i] = partProgress{Done: m.done(), Received: m.received(), ToMove: m.toMove(), Moved: counts.Moved, Reused: counts.Reused}
+		x.Parts[i] = partProgress{Done: m.done(), Received: m.received(), ToMove: m.toMove(), Moved: counts.Moved, Reused: counts.Reused + counts.Lent}
 	}
 	p.mu.Lock()
 	x.Idle, x.Last = p.seen.Idle, p.seen.Last
@@ -332,21 +339,25 @@ func (m *part) counts() snapferry.Counts {
 		c.Changed += m.w.Changed()
 		c.Stored += m.w.Stored()
 	}
+	c.Lent += m.stats.Lent.Load() * snapferry.BlockSize
 	// A leaf that ended while a checkpoint was cut may have come twice.
 	if twice := c.Changed - c.Present; twice > 0 {
 		c.Changed, c.Repeated = c.Present, c.Repeated+twice
 	}
+	c.Lent = min(c.Lent, c.Changed)
 	// What earlier runs brought is in the base of this one; that is not reuse.
 	c.Reused = max(min(c.Reused, m.total-c.Changed), 0)
 	return c
 }
 
-// counts sums up all snapshots: what crossed, and what was here.
+// counts sums up all snapshots: what crossed, and what was here, in the base or
+// elsewhere.
 func (p *puller) counts() (c snapferry.Counts) {
 	for _, m := range p.parts {
 		x := m.counts()
 		c.Moved += x.Moved
 		c.Reused += x.Reused
+		c.Lent += x.Lent
 	}
 	return c
 }

@@ -23,8 +23,8 @@ import (
 type CopyConfig struct {
 	AtOnce int              // of all accounts at a time; 0: 32
 	Quotas map[string]Quota // of accounts, by their names; others have the zero Quota
-	// Patience is how long a copy waits for its source, or for room, before it is
-	// given up; 0: three days.
+	// Patience is how long a copy waits for its source, for room, or for a key that may
+	// not be used, before it is given up; 0: three days.
 	Patience time.Duration
 	// Memory is the bytes that all copies, into the region and out of it, may have in
 	// memory together; 0: transfer.DefaultMemory.

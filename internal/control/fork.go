@@ -99,8 +99,11 @@ func (r *Region) runFork(ctx context.Context, run *job.Run) error {
 		return err // sealed, and only the answer was lost; or deleted
 	}
 	err = r.sealFork(ctx, run, s)
-	if err == nil || retry(ctx, err) {
+	switch {
+	case err == nil || retry(ctx, err):
 		return err
+	case snapferry.IsKind(err, snapferry.KeyUnusable): // it may be enabled again
+		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
 	}
 	return r.failSnapshot(ctx, id, err)
 }

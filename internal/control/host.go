@@ -70,7 +70,7 @@ func (h Host) Describe(ctx context.Context, c transfer.Caller, id snapferry.Snap
 		if err != nil {
 			return err
 		}
-		d = transfer.Description{Snapshot: s.ID, Name: s.Name, Created: s.Created, Volume: s.Volume, VolumeID: s.VolumeID, Chain: v.Chain}
+		d = transfer.Description{Snapshot: s.ID, Name: s.Name, Created: s.Created, Volume: s.Volume, VolumeID: s.VolumeID, Chain: v.Chain, Encrypted: v.Key != ""}
 		d.Lineage, err = lineage(tx, v)
 		return err
 	})
@@ -383,7 +383,7 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 }
 
 func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
-	f := &versionFrames{ctx: ctx, source: s, want: want, release: func() {}}
+	f := &versionFrames{ctx: ctx, source: s, want: want, release: func() {}, loan: loan{memory: s.region.memory}}
 	if s.unpinned != "" {
 		// A stream of blocks may last long.
 		_, release, err := s.region.reading(ctx, s.version)
@@ -407,7 +407,13 @@ type versionFrames struct {
 	from    int // byte of the first want's bitmap that comes next
 	frames  []vault.Frame
 	bytes   int64 // sent
-	lent    int64 // of the region's memory
+	loan    loan
+}
+
+// A loan is what a stream of blocks has of the region's memory.
+type loan struct {
+	memory *transfer.Memory
+	bytes  int64
 }
 
 const (
@@ -417,26 +423,39 @@ const (
 	pieceBytes = 10 * snapferry.BlockSize
 )
 
-// borrow takes memory for what is read next and returns how many bytes of the bitmap
-// that may be: to the end of a quarter of a leaf, or less when the region's memory
-// has no room for it. Eight blocks are read whatever there is.
-func (f *versionFrames) borrow() int {
-	f.giveBack()
-	rest := quarter - f.from%quarter
+// piece takes memory for what is read next of the blocks of a leaf, from a byte of the
+// bitmap on, and returns that, and where it ends: with a quarter of the leaf, or before
+// when the region's memory has no room for it. Eight blocks are read whatever there
+// is. It returns none when none is left.
+func (l *loan) piece(want blockmap.Bitmap, from int, reader *vault.FrameReader) (part blockmap.Bitmap, next int) {
+	for from < len(want) && want[from] == 0 {
+		from++
+	}
+	if from == len(want) {
+		return part, from
+	}
+	n := l.borrow(quarter-from%quarter, reader)
+	copy(part[from:], want[from:from+n])
+	return part, from + n
+}
+
+// borrow takes memory for some bytes of a bitmap, at most rest, and returns how many.
+func (l *loan) borrow(rest int, reader *vault.FrameReader) int {
+	l.giveBack()
 	for n := rest; n > 1; n = min(n-1, 2) {
-		if bytes := int64(n * pieceBytes); f.source.region.memory.Lend(bytes) {
-			f.lent = bytes
+		if bytes := int64(n * pieceBytes); l.memory.Lend(bytes) {
+			l.bytes = bytes
 			return n
 		}
 	}
-	f.reader.Shrink(2 * pieceBytes)
+	reader.Shrink(2 * pieceBytes)
 	return 1
 }
 
-func (f *versionFrames) giveBack() {
-	if f.lent > 0 {
-		f.source.region.memory.Return(f.lent)
-		f.lent = 0
+func (l *loan) giveBack() {
+	if l.bytes > 0 {
+		l.memory.Return(l.bytes)
+		l.bytes = 0
 	}
 }
 
@@ -445,21 +464,14 @@ func (f *versionFrames) Next() (transfer.Frame, error) {
 		if len(f.want) == 0 {
 			return transfer.Frame{}, io.EOF
 		}
-		w := &f.want[0]
-		for f.from < len(w.Blocks) && w.Blocks[f.from] == 0 {
-			f.from++
-		}
-		if f.from == len(w.Blocks) {
+		w := f.want[0]
+		part, next := f.loan.piece(w.Blocks, f.from, f.reader)
+		if f.from = next; part == (blockmap.Bitmap{}) {
 			f.want, f.from = f.want[1:], 0
 			continue
 		}
-		n := f.borrow()
-		var part blockmap.Bitmap
-		copy(part[f.from:], w.Blocks[f.from:f.from+n])
-		leaf := w.Leaf
-		f.from += n
 		var err error
-		if f.frames, err = f.reader.Read(f.ctx, f.source.m, leaf, part); err != nil {
+		if f.frames, err = f.reader.Read(f.ctx, f.source.m, w.Leaf, part); err != nil {
 			return transfer.Frame{}, f.source.because(f.ctx, err)
 		}
 	}
@@ -473,7 +485,7 @@ func (f *versionFrames) Close() error {
 	if f.reader != nil {
 		f.reader.Close()
 		f.reader, f.frames = nil, nil
-		f.giveBack()
+		f.loan.giveBack()
 		f.source.sent(f.bytes, 1)
 		f.release()
 	}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
@@ -54,6 +53,7 @@ func (l Labels) snapshot(account snapferry.AccountID, size int64) meta.Snapshot 
 // ImportRequest asks for a snapshot of a disk.
 type ImportRequest struct {
 	Volume string // name of the lineage
+	Sealing
 	Labels
 	Disk vault.Disk // read by the job
 	// Since, if not nil, is Disk too, but its Next gives only what may have changed
@@ -86,13 +86,17 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 	if err := snapferry.CheckSize(req.Disk.Size()); err != nil {
 		return meta.Snapshot{}, err
 	}
+	chain, err := r.chainFor(ctx, account, req.Sealing)
+	if err != nil {
+		return meta.Snapshot{}, err
+	}
 	s := req.snapshot(account, req.Disk.Size())
 	s.State = snapferry.SnapshotCreating
 	r.mu.Lock()
 	r.imports[s.ID] = &running{disk: req.Disk, since: req.Since, close: req.Close}
 	r.mu.Unlock()
-	err := r.db.Update(ctx, func(tx *meta.Tx) error {
-		vol, err := localVolume(tx, account, req.Volume)
+	err = r.db.Update(ctx, func(tx *meta.Tx) error {
+		vol, err := localVolume(tx, account, req.Volume, chain, req.Sealing)
 		if err != nil {
 			return err
 		}
@@ -144,13 +148,15 @@ func checkNoHead(tx *meta.Tx, vol meta.Volume) error {
 		WithHint("import under another name, or take a snapshot of it with: snapferry snapshot create %s", vol.ID)
 }
 
-// localVolume returns the account's lineage of a name, made when it is new.
-func localVolume(tx *meta.Tx, account snapferry.AccountID, name string) (meta.Volume, error) {
+// localVolume returns the account's lineage of a name, made in a chain when it is new.
+func localVolume(tx *meta.Tx, account snapferry.AccountID, name string, chain meta.Chain, s Sealing) (meta.Volume, error) {
 	vol, err := tx.VolumeByName(account, name)
+	if err == nil {
+		err = s.fits("volume "+name, vol.Key, chain.Key)
+	}
 	if !snapferry.IsKind(err, snapferry.NotFound) {
 		return vol, err
 	}
-	chain := meta.Chain{ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true, Created: time.Now()}
 	if err := tx.InsertChain(chain); err != nil {
 		return vol, err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 )
 
@@ -69,8 +70,16 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	if row.State == snapferry.VolumeError {
 		return nil, checkUsable(row)
 	}
+	chain, err := r.chainOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := r.layerKeys(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
 	h, err := head.Open(ctx, head.Config{
-		FS: r.files.FS, Dir: volumeDir(id), Caches: r.files.Caches, Frozen: frozen, Log: r.log,
+		FS: r.files.FS, Dir: volumeDir(id), Caches: r.files.Caches, Keys: keys, Frozen: frozen, Log: r.log,
 		Image:    r.imageOf,
 		Released: func(snapferry.VersionID) { r.afterwards(func(ctx context.Context) { r.dropBases(ctx, id) }) },
 	})
@@ -96,6 +105,24 @@ func (r *Region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 		})
 	}
 	return h, nil
+}
+
+// chainOf returns the chain of a volume.
+func (r *Region) chainOf(ctx context.Context, id snapferry.VolumeID) (chain snapferry.ChainID, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		vol, err := tx.Volume(id)
+		chain = vol.Chain
+		return err
+	})
+	return chain, err
+}
+
+// layerKeys returns what seals the files of a chain's volumes; nil for a plain chain.
+func (r *Region) layerKeys(ctx context.Context, chain snapferry.ChainID) (layer.Keys, error) {
+	if r.keys == nil {
+		return nil, nil
+	}
+	return r.keys.Layers(ctx, chain)
 }
 
 // warm has the way to the blocks of a version in memory, if it is sealed.

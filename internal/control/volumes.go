@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/job"
 	"github.com/snapferry/snapferry/internal/layer"
@@ -51,6 +50,7 @@ type VolumeRequest struct {
 	Name     string               // empty: the id; with a count, -1, -2 ... are added
 	Tags     snapferry.Tags
 	Count    int // 0: one
+	Sealing      // of empty ones; one that is made of a snapshot has its key
 }
 
 func (q *VolumeRequest) check() error {
@@ -113,8 +113,21 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 	if q.Name == "" {
 		q.Name = string(h.ID)
 	}
+	var fresh meta.Chain // of an empty one
+	if q.Snapshot == "" {
+		var err error
+		if fresh, err = r.chainFor(ctx, account, q.Sealing); err != nil {
+			return "", err
+		}
+	}
 	insert := func(tx *meta.Tx, chain snapferry.ChainID) error {
-		vol, err := volumeLineage(tx, account, q.Name, h.ID, chain)
+		if chain.IsZero() {
+			if err := tx.InsertChain(fresh); err != nil {
+				return err
+			}
+			chain = fresh.ID
+		}
+		vol, err := newLineage(tx, account, q.Name, h.ID, chain)
 		if err != nil {
 			return err
 		}
@@ -145,6 +158,22 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 	s, err := r.readable(ctx, account, q.Snapshot)
 	if err != nil {
 		return err
+	}
+	want := snapferry.KeyID("")
+	if q.Key != "" {
+		k, _, err := r.keyFor(ctx, account, q.Sealing)
+		if err != nil {
+			return err
+		}
+		want = k.ID
+	}
+	if err := q.fits("snapshot "+string(s.ID), s.Key, want); err != nil {
+		return err
+	}
+	if s.Key != "" {
+		if err := r.tryKey(ctx, s.Version); err != nil {
+			return err
+		}
 	}
 	if h.Size == 0 {
 		h.Size = s.Size
@@ -237,19 +266,6 @@ func volumeHold(version snapferry.VersionID, id snapferry.VolumeID) meta.Hold {
 	return meta.Hold{Version: version, Kind: vault.HoldVolume, Owner: string(id), Created: time.Now()}
 }
 
-// volumeLineage makes the lineage of a live volume, or takes one of that name in
-// which nothing is left; a new one gets the id. A zero chain is a new one.
-func volumeLineage(tx *meta.Tx, account snapferry.AccountID, name string, id snapferry.VolumeID, chain snapferry.ChainID) (meta.Volume, error) {
-	if chain.IsZero() {
-		c := meta.Chain{ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true, Created: time.Now()}
-		if err := tx.InsertChain(c); err != nil {
-			return meta.Volume{}, err
-		}
-		chain = c.ID
-	}
-	return newLineage(tx, account, name, id, chain)
-}
-
 // makeVolume makes the folder of a volume that is being created.
 func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 	l := r.live(h.ID)
@@ -259,7 +275,14 @@ func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 	if err != nil || row.State != snapferry.VolumeCreating {
 		return err // somebody else has made it
 	}
-	err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base)
+	chain, err := r.chainOf(ctx, h.ID)
+	if err != nil {
+		return err
+	}
+	keys, err := r.layerKeys(ctx, chain)
+	if err == nil {
+		err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base, keys)
+	}
 	return cmp.Or(err, r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		now, terr := tx.Head(h.ID)
 		if terr != nil || now.State != snapferry.VolumeCreating {
@@ -330,6 +353,15 @@ func (r *Region) shownVolume(tx *meta.Tx, h meta.Head) (snapferry.Volume, error)
 		ID: h.ID, Account: h.Account, Region: r.name, Name: h.Name, Tags: h.Tags, State: h.State, Reason: h.Reason, Hint: h.Hint,
 		Size: h.Size, Snapshot: h.Snapshot, Created: h.Created, Export: h.Export,
 	}
+	vol, err := tx.Volume(h.ID)
+	if err != nil {
+		return v, err
+	}
+	chain, err := tx.Chain(vol.Chain)
+	if err != nil {
+		return v, err
+	}
+	v.Key, v.Encrypted = chain.Key, chain.Key != ""
 	uploads, err := tx.Uploads(h.ID)
 	if err != nil {
 		return v, err

@@ -58,7 +58,7 @@ func (r *region) Live(ctx context.Context, id snapferry.VolumeID) (*head.Volume,
 	if strings.HasPrefix(string(id), "broken") {
 		return nil, snapferry.Errorf(snapferry.Corrupt, "volume %s is broken", id)
 	}
-	if err := head.Create(r.fs, string(id), size, snapferry.VersionID{}); err != nil {
+	if err := head.Create(r.fs, string(id), size, snapferry.VersionID{}, nil); err != nil {
 		return nil, err
 	}
 	v, err := head.Open(ctx, head.Config{FS: r.fs, Dir: string(id)})

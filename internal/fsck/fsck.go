@@ -24,6 +24,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/record"
 )
 
 // Config says what to check.
@@ -41,6 +42,11 @@ type Config struct {
 	Mark func(ctx context.Context, n uint64, p []byte) error
 	// Dumps, if not nil, opens the dumps of the metadata, in a deep check.
 	Dumps dump.Sealer
+	// Keyring, if not nil, opens the keyrings of the region.
+	Keyring record.Sealer
+	// Keys opens what is sealed in encrypted chains; nil: all are plain. What it
+	// refuses to open is told as garbage: it cannot be proved.
+	Keys vault.Keys
 	// Progress, if not nil, is told how many bytes of objects are settled, of
 	// how many. It is called from one goroutine at a time; done never goes back.
 	Progress func(done, total int64)
@@ -86,7 +92,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if cfg.Workers <= 0 {
 		cfg.Workers = max(4, runtime.GOMAXPROCS(0))
 	}
-	c := &checker{Config: cfg, state: new(state), seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}, ghosts: map[snapferry.ChainID]bool{}}
+	c := &checker{Config: cfg, state: new(state), seen: map[string]bool{}, broken: map[snapferry.ChainID]bool{}, shut: map[snapferry.ChainID]bool{}, ghosts: map[snapferry.ChainID]bool{}}
 	for _, step := range []func(context.Context) error{
 		c.checkMetadata,
 		c.list, // before the metadata: what is in the list was registered then
@@ -96,6 +102,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		c.checkRecords,
 		c.checkIncarnations,
 		c.checkCatalogue,
+		c.checkKeyrings,
 		c.walkMaps,
 		c.checkObjects,
 		c.checkNames,
@@ -132,6 +139,7 @@ type checker struct {
 	seen     map[string]bool            // keys of findings
 	more     int64                      // findings beyond maxFindings
 	broken   map[snapferry.ChainID]bool // chains of which not all maps could be walked
+	shut     map[snapferry.ChainID]bool // chains that are locked
 	ghosts   map[snapferry.ChainID]bool // chains with versions that are deleted and still needed
 	held     atomic.Int64               // stored bytes that only such versions have
 	done     int64

@@ -93,6 +93,8 @@ func (c *checker) compare(o *object, parts []*part) {
 			c.damage(c.onSegment(s), "is of generation %d, the metadata says %d", p.Generation, s.Generation)
 		case p.err != nil:
 			c.damage(c.onSegment(s), "%v", p.err)
+		case p.footer.Sealed != (c.state.chains[s.Chain].Key != ""):
+			c.damage(c.onSegment(s), "is sealed in a chain that is not, or not in one that is")
 		default:
 			if why := p.differs(s); why != "" {
 				c.damage(c.onSegment(s), "%s", why)
@@ -170,6 +172,7 @@ type part struct {
 	err    error           // why the structure is not sound
 	seg    *seg            // as the metadata has it here; nil: not registered
 	good   bool            // sound, and where the metadata says
+	sealer segment.Sealer  // opens its frames; nil: they are plain, or not to be opened
 }
 
 // objectReader reads one object.
@@ -278,7 +281,14 @@ func (r *objectReader) footer(p *part) (*segment.Footer, error) {
 			return nil, err
 		}
 	}
-	f, err := segment.DecodeFooter(tail, p.Length, nil)
+	var s segment.Sealer
+	if p.seg != nil {
+		if s, err = r.c.sealerOf(r.ctx, p.seg.Chain, p.Segment); err != nil {
+			return nil, err
+		}
+	}
+	p.sealer = s
+	f, err := segment.DecodeFooter(tail, p.Length, s)
 	if err != nil {
 		return nil, err
 	}
@@ -330,6 +340,8 @@ type contentChecker struct {
 	frame int    // index of the next frame in it
 	carry []byte // beginning of a frame that did not end with what was read
 	plain []byte
+	// opened is a frame as it was before it was sealed.
+	opened []byte
 }
 
 func newContentChecker(c *checker, parts []*part) (*contentChecker, error) {
@@ -375,7 +387,7 @@ func (x *contentChecker) check(b *part, e segment.Entry, payload []byte) {
 	if b.seg.expect == nil || b.seg.expect[e.Slot].IsZero() || !b.footer.HasInfo() {
 		return
 	}
-	d, err := x.digest(e, payload)
+	d, err := x.digest(b, e, payload)
 	if err == nil {
 		if e.Info.Index>>indexBits == 0 && expectation(d, e.Info.Position, e.Length) == b.seg.expect[e.Slot] {
 			return
@@ -388,7 +400,14 @@ func (x *contentChecker) check(b *part, e segment.Entry, payload []byte) {
 	x.c.damage(x.c.onFrame(b.Segment, int(e.Slot)), "%v", err)
 }
 
-func (x *contentChecker) digest(e segment.Entry, payload []byte) (digest.Digest, error) {
+func (x *contentChecker) digest(b *part, e segment.Entry, payload []byte) (d digest.Digest, err error) {
+	if b.sealer != nil {
+		if x.opened, err = b.sealer.Open(x.opened[:0], payload, e.Slot, e.Info); err != nil {
+			x.opened = x.opened[:0]
+			return d, err
+		}
+		payload = x.opened
+	}
 	if e.Info.Kind == snapferry.BlockFrame {
 		return x.dec.Block(x.plain, payload, e.Info)
 	}

@@ -33,7 +33,7 @@ func (c *checker) checkRecords(ctx context.Context) error {
 			}
 			continue // to be removed
 		}
-		if _, err := c.readRecord(ctx, t.object); err != nil && isFinding(err) {
+		if _, err := c.readRecord(ctx, t.object, nil); err != nil && isFinding(err) {
 			c.damage(t, "version record: %v; whose it is cannot be told, and nothing may be reclaimed: bring it back, or remove it, then stop the region and run: snapferry recover --merge", err)
 			continue
 		} else if err != nil {
@@ -53,7 +53,14 @@ func (c *checker) checkRecords(ctx context.Context) error {
 
 func (c *checker) checkRecord(ctx context.Context, v *version) error {
 	name := record.Name(v.ID, v.Revision)
-	r, err := c.readRecord(ctx, name)
+	s, err := c.recordSealer(ctx, v.Chain, v.ID)
+	if err != nil && !isFinding(err) {
+		return err
+	}
+	var r *record.Record
+	if err == nil {
+		r, err = c.readRecord(ctx, name, s)
+	}
 	switch {
 	case err == nil && v.Stale:
 		// It is to be written again: only whose it is can be told.
@@ -81,7 +88,7 @@ func (c *checker) checkRecord(ctx context.Context, v *version) error {
 	// A revision that was written before its commit failed. It must be sound,
 	// because a recovery takes the newest.
 	name = record.Name(v.ID, last)
-	r, err = c.readRecord(ctx, name)
+	r, err = c.readRecord(ctx, name, s)
 	switch {
 	case err != nil && !isFinding(err):
 		return err
@@ -100,13 +107,13 @@ func (c *checker) keys() []ed25519.PublicKey {
 	return append([]ed25519.PublicKey{c.SignPublic}, c.state.trusted...)
 }
 
-func (c *checker) readRecord(ctx context.Context, name string) (*record.Record, error) {
+func (c *checker) readRecord(ctx context.Context, name string, s record.Sealer) (*record.Record, error) {
 	p, err := c.Bucket.Get(ctx, name, record.MaxSize)
 	if err != nil {
 		return nil, err
 	}
 	c.bytes.Add(int64(len(p)))
-	return record.DecodeTrusted(p, c.keys(), nil)
+	return record.DecodeTrusted(p, c.keys(), s)
 }
 
 // differs says in what a record does not agree with the metadata.

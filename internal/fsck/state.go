@@ -21,6 +21,7 @@ import (
 // state is one consistent state of the metadata.
 type state struct {
 	region    meta.Region
+	keyring   meta.Keyring // number 0: none
 	versions  map[snapferry.VersionID]*version
 	order     []*version // parents before children, else as they were made
 	chains    map[snapferry.ChainID]meta.Chain
@@ -94,6 +95,9 @@ func readState(ctx context.Context, db *meta.DB) (*state, error) {
 			return err
 		}
 		if s.trusted, err = tx.TrustedKeys(); err != nil {
+			return err
+		}
+		if s.keyring, err = tx.Keyring(); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 			return err
 		}
 		for _, read := range []func(*meta.Tx) error{s.readVersions, s.readSegments, s.readSnapshots} {
@@ -215,6 +219,7 @@ type listing struct {
 	records      map[snapferry.VersionID]uint64 // highest revision
 	incarnations []string
 	catalogue    []string // dumps, and objects of chains
+	keyrings     []string
 	others       []string
 }
 
@@ -235,6 +240,8 @@ func (c *checker) list(ctx context.Context) error {
 			b.incarnations = append(b.incarnations, i.Name)
 		case strings.HasPrefix(i.Name, dump.Prefix()), strings.HasPrefix(i.Name, record.ChainPrefix()):
 			b.catalogue = append(b.catalogue, i.Name)
+		case strings.HasPrefix(i.Name, record.KeyringPrefix()):
+			b.keyrings = append(b.keyrings, i.Name)
 		case strings.HasPrefix(i.Name, checkPrefix):
 		default:
 			id, revision, err := record.ParseName(i.Name)

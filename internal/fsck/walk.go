@@ -74,7 +74,7 @@ func (c *checker) walkMaps(ctx context.Context) error {
 }
 
 func (c *checker) walkVersion(ctx context.Context, v *version) error {
-	if v.root == nil {
+	if v.root == nil || c.isLocked(v.Chain) {
 		return nil
 	}
 	w := &walker{c: c, v: v}
@@ -91,7 +91,7 @@ func (c *checker) walkVersion(ctx context.Context, v *version) error {
 	}
 	// After the parent was spliced out, a child can rightly have what its new
 	// parent has under another ref. Its first record tells.
-	r, err := c.readRecord(ctx, record.Name(v.ID, 1))
+	r, err := c.readRecord(ctx, record.Name(v.ID, 1), nil)
 	if err != nil && !isFinding(err) {
 		return err
 	}
@@ -145,7 +145,7 @@ func (w *walker) child(ctx context.Context, at snapferry.Position, n *blockmap.N
 	node, err := w.c.readNode(ctx, at, n.Digests[k], n.Refs[k], n.Counts[k], w.v.Size)
 	if err != nil {
 		if !isFinding(err) {
-			return err
+			return w.c.locked(w.v.Chain, err)
 		}
 		w.c.setBroken(w.v.Chain)
 		w.c.add(&finding{target: w.c.onSlot(n.Refs[k]), severity: Damage, soft: true, problem: err.Error()})

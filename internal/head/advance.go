@@ -68,7 +68,7 @@ func (v *Volume) Rollback(ctx context.Context, id snapferry.VersionID) (err erro
 	}()
 	vw := &view{base: b}
 	if v.c.Caches != nil {
-		if vw.cache, err = v.c.Caches.Get(id); err != nil {
+		if vw.cache, err = v.c.Caches.Get(id, v.c.Keys); err != nil {
 			return err
 		}
 		defer vw.cache.release()
@@ -160,7 +160,7 @@ func (v *Volume) drop(which func(*slab) bool, all bool) error {
 		next.Under, vw.zeros = next.Base, next.Base.IsZero()
 		vw.cache = nil
 		if v.c.Caches != nil && !vw.zeros {
-			c, err := v.c.Caches.Get(next.Under)
+			c, err := v.c.Caches.Get(next.Under, v.c.Keys)
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ func (none) Run(_ context.Context, _, n int64) (int64, bool, error) { return n, 
 // Who makes room may have chosen a volume just before it was closed.
 func TestNothingIsDroppedAfterClose(t *testing.T) {
 	fs := layertest.New(t)
-	if err := Create(fs, "v", 1<<20, snapferry.VersionID{}); err != nil {
+	if err := Create(fs, "v", 1<<20, snapferry.VersionID{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	caches, err := OpenCaches(fs, "caches", 0, nil)

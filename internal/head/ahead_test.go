@@ -42,7 +42,7 @@ func TestReadAhead(t *testing.T) {
 		}
 		id := vs.add(disk)
 		fs := layertest.New(t)
-		if err := head.Create(fs, "v", disk.size, id); err != nil {
+		if err := head.Create(fs, "v", disk.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
 		caches, err := head.OpenCaches(fs, "caches", 1<<30, nil)

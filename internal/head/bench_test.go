@@ -14,7 +14,7 @@ import (
 // takes 11 GiB in TMPDIR, and minutes if that is not in memory.
 func BenchmarkIdle(b *testing.B) {
 	fs := tempFS(b)
-	if err := head.Create(fs, "v", 1<<40, snapferry.VersionID{}); err != nil {
+	if err := head.Create(fs, "v", 1<<40, snapferry.VersionID{}, nil); err != nil {
 		b.Fatal(err)
 	}
 	heap := func() uint64 {

@@ -79,7 +79,7 @@ func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Cache
 		if err != nil {
 			continue // not ours
 		}
-		bytes, err := cs.measure(id)
+		bytes, err := layer.Allocated(fs, cs.path(id))
 		if err != nil {
 			log.Warn("a cache cannot be read and is removed", "version", n, "err", err)
 			if err := layer.Remove(fs, cs.path(id)); err != nil {
@@ -93,16 +93,6 @@ func OpenCaches(fs layer.FS, dir string, budget int64, log *slog.Logger) (*Cache
 }
 
 func (cs *Caches) path(id snapferry.VersionID) string { return path.Join(cs.dir, id.String()) }
-
-// measure returns the bytes of a cache on the disk, and that it can be opened.
-func (cs *Caches) measure(id snapferry.VersionID) (int64, error) {
-	l, err := layer.Open(cs.fs, cs.path(id), cacheSize)
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Allocated()
-}
 
 // Close waits for background work and syncs the caches that are in use, so that
 // what is near stays near.
@@ -129,24 +119,16 @@ func (cs *Caches) list() (all []*Cache) {
 	return all
 }
 
-// Get returns the cache of a version, to be released.
-func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
+// Get returns the cache of a version, to be released. keys are those of the volumes
+// over it, nil for plain ones.
+func (cs *Caches) Get(id snapferry.VersionID, keys layer.Keys) (*Cache, error) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if c := cs.open[id]; c != nil {
 		c.refs++
 		return c, nil
 	}
-	var l *layer.Layer
-	var err error
-	if _, ok := cs.idle[id]; ok {
-		l, err = layer.Open(cs.fs, cs.path(id), cacheSize)
-	} else {
-		l, err = layer.Create(cs.fs, cs.path(id), cacheSize)
-		if snapferry.IsKind(err, snapferry.Exists) {
-			l, err = layer.Open(cs.fs, cs.path(id), cacheSize)
-		}
-	}
+	l, err := cs.openLayer(id, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +136,23 @@ func (cs *Caches) Get(id snapferry.VersionID) (*Cache, error) {
 	c := &Cache{owner: cs, version: id, layer: l, refs: 1}
 	cs.open[id] = c
 	return c, nil
+}
+
+// openLayer opens or makes the layer of a cache. One that cannot be read is made
+// again: it has nothing that the version does not have.
+func (cs *Caches) openLayer(id snapferry.VersionID, keys layer.Keys) (*layer.Layer, error) {
+	l, err := layer.Create(cs.fs, cs.path(id), cacheSize, keys)
+	if snapferry.IsKind(err, snapferry.Exists) {
+		l, err = layer.Open(cs.fs, cs.path(id), cacheSize, keys)
+	}
+	if !snapferry.IsKind(err, snapferry.Corrupt) {
+		return l, err
+	}
+	cs.log.Warn("a cache cannot be read and is made again", "version", id, "err", err)
+	if err := layer.Remove(cs.fs, cs.path(id)); err != nil {
+		return nil, err
+	}
+	return layer.Create(cs.fs, cs.path(id), cacheSize, keys)
 }
 
 func (c *Cache) hold() {
@@ -341,8 +340,8 @@ func (cs *Caches) Read(id snapferry.VersionID, block uint64, dst []byte) bool {
 }
 
 // Hold has what is near of a version found by Has and Read until release, also
-// while no volume is open over it.
-func (cs *Caches) Hold(id snapferry.VersionID) (release func()) {
+// while no volume is open over it. keys are as for Get.
+func (cs *Caches) Hold(id snapferry.VersionID, keys layer.Keys) (release func()) {
 	cs.mu.Lock()
 	_, idle := cs.idle[id]
 	none := !idle && cs.open[id] == nil
@@ -350,7 +349,7 @@ func (cs *Caches) Hold(id snapferry.VersionID) (release func()) {
 	if none {
 		return func() {} // a volume that comes makes it
 	}
-	c, err := cs.Get(id)
+	c, err := cs.Get(id, keys)
 	if err != nil {
 		cs.log.Warn("open a cache", "version", id, "err", err) // it is only not near
 		return func() {}

@@ -43,7 +43,7 @@ func TestFreezeWhileFetchHangs(t *testing.T) {
 	base.write(bytes.Repeat([]byte{7}, 1<<20), 0)
 	id := vs.add(base)
 	fs := tempFS(t)
-	if err := head.Create(fs, "v", base.size, id); err != nil {
+	if err := head.Create(fs, "v", base.size, id, nil); err != nil {
 		t.Fatal(err)
 	}
 	im := &slow{asked: make(chan struct{}, 10), let: make(chan struct{})}
@@ -124,7 +124,7 @@ func TestCloseWhileFetchHangs(t *testing.T) {
 	vs, base := newVersions(), newDisk(1<<20)
 	id := vs.add(base)
 	fs := tempFS(t)
-	if err := head.Create(fs, "v", base.size, id); err != nil {
+	if err := head.Create(fs, "v", base.size, id, nil); err != nil {
 		t.Fatal(err)
 	}
 	im := &slow{asked: make(chan struct{}, 10), let: make(chan struct{})}
@@ -166,7 +166,7 @@ func TestConcurrentWriters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := head.Create(fs, "v", size, id); err != nil {
+	if err := head.Create(fs, "v", size, id, nil); err != nil {
 		t.Fatal(err)
 	}
 	v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v", Image: vs.open, Released: vs.release, Caches: caches})
@@ -289,7 +289,7 @@ func TestCloseBesideAll(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := head.Create(fs, "v", base.size, id); err != nil {
+		if err := head.Create(fs, "v", base.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
 		open := vs.open

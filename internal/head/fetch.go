@@ -85,6 +85,7 @@ func (v *Volume) fetch(ctx context.Context, vw *view, p []byte, off int64) error
 	for len(p) > 0 {
 		first := uint64(off / snapferry.BlockSize)
 		want, ahead := v.ahead.want(first, blocksTo(first, off+int64(len(p))))
+		want = max(min(want, blocksTo(first, v.size.Load())), 1) // not beyond the end
 		if vw.cache != nil {
 			v.readAhead(ahead)
 		}
@@ -128,19 +129,59 @@ func (v *Volume) fetchBlocks(ctx context.Context, vw *view, first uint64, n int,
 func (v *Volume) fly(ctx context.Context, vw *view, f *flight) {
 	defer v.flights().land(vw.base.version, f)
 	buf := make([]byte, f.n*snapferry.BlockSize, f.n*snapferry.BlockSize+blockRoom)
-	if f.err = v.readImage(ctx, vw.base.image, f.first, buf); f.err != nil {
-		f.given = ctx.Err() != nil
-		return
+	for lo := 0; lo < f.n; {
+		if v.landed(vw, f.first+uint64(lo), buf[lo*snapferry.BlockSize:][:snapferry.BlockSize]) {
+			lo++
+			continue
+		}
+		hi := lo + 1
+		for hi < f.n && !v.landed(vw, f.first+uint64(hi), buf[hi*snapferry.BlockSize:][:snapferry.BlockSize]) {
+			hi++
+		}
+		if f.err = v.bring(ctx, vw, f, buf, lo, hi); f.err != nil {
+			f.given = ctx.Err() != nil
+			return
+		}
+		lo = hi + 1 // that one has landed
 	}
 	f.buf = buf
-	v.fetched.Add(int64(len(buf)))
+}
+
+// landed fills p with a block that came between when it was looked for and when the
+// flight began, and reports whether it did.
+func (v *Volume) landed(vw *view, block uint64, p []byte) bool {
 	if vw.cache == nil {
-		return
+		return false
 	}
-	if err := v.admit(vw, f); err != nil {
+	off := int64(block) * snapferry.BlockSize
+	if have, _ := vw.cache.known(off, snapferry.BlockSize); have < snapferry.BlockSize {
+		return false
+	}
+	if s, _, run := vw.find(vw.clean, int64(block)*blockPages, blockPages); s != nil || run < blockPages {
+		return false // the cache is of the version below all layers
+	}
+	have, _, err := vw.cache.read(p, off)
+	return err == nil && have == snapferry.BlockSize
+}
+
+// bring reads blocks lo to hi of a flight from the image, and puts them into the cache.
+func (v *Volume) bring(ctx context.Context, vw *view, f *flight, buf []byte, lo, hi int) error {
+	dst := buf[lo*snapferry.BlockSize : hi*snapferry.BlockSize]
+	if hi < f.n {
+		dst = dst[:len(dst):len(dst)] // what is behind it has landed
+	}
+	if err := v.readImage(ctx, vw.base.image, f.first+uint64(lo), dst); err != nil {
+		return err
+	}
+	v.fetched.Add(int64(len(dst)))
+	if vw.cache == nil {
+		return nil
+	}
+	if err := v.admit(vw, f.first+uint64(lo), dst); err != nil {
 		// It is only not near: the next reader fetches again.
 		v.c.Log.Warn("cache", "volume", v.c.Dir, "err", err)
 	}
+	return nil
 }
 
 // patience is how long to wait before each new try of a read from an image that
@@ -169,15 +210,16 @@ func (v *Volume) readImage(ctx context.Context, im Image, first uint64, buf []by
 	}
 }
 
-// admit puts what came into the cache: the pages that are the same in the
+// admit puts blocks that came into the cache: the pages that are the same in the
 // version below all layers, which the cache is of. Those that a clean layer has
 // are not.
-func (v *Volume) admit(vw *view, f *flight) error {
-	for page, end := int64(f.first)*blockPages, int64(f.first+uint64(f.n))*blockPages; page < end; {
+func (v *Volume) admit(vw *view, first uint64, blocks []byte) error {
+	begin := int64(first) * blockPages
+	for page, end := begin, begin+int64(len(blocks))/pageSize; page < end; {
 		s, _, run := vw.find(vw.clean, page, end-page)
 		if s == nil {
-			at := (page - int64(f.first)*blockPages) * pageSize
-			if err := vw.cache.put(f.buf[at:at+run*pageSize], page); err != nil {
+			at := (page - begin) * pageSize
+			if err := vw.cache.put(blocks[at:at+run*pageSize], page); err != nil {
 				return err
 			}
 		}

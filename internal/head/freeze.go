@@ -69,11 +69,11 @@ func (v *Volume) ready(ctx context.Context) error {
 	next := v.stack.clone()
 	number := next.Next
 	dir := layerDir(v.c.Dir, number)
-	l, err := layer.Create(v.c.FS, dir, next.Size)
+	l, err := layer.Create(v.c.FS, dir, next.Size, v.c.Keys)
 	if snapferry.IsKind(err, snapferry.Exists) {
 		// Left by a try that failed, and empty. It stays: the stack of that try may
 		// be on the disk and name it.
-		l, err = layer.Open(v.c.FS, dir, next.Size)
+		l, err = layer.Open(v.c.FS, dir, next.Size, v.c.Keys)
 	}
 	if err != nil {
 		return err

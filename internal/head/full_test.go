@@ -17,7 +17,7 @@ import (
 // durable.
 func TestSyncWithoutRoom(t *testing.T) {
 	fs := layertest.New(t)
-	if err := head.Create(fs, "v", 1<<20, snapferry.VersionID{}); err != nil {
+	if err := head.Create(fs, "v", 1<<20, snapferry.VersionID{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v"})
@@ -78,7 +78,7 @@ func TestFreezeIsTriedAgain(t *testing.T) {
 func freezeFails(t *testing.T, step int, how layertest.How) bool {
 	t.Helper()
 	fs := layertest.New(t)
-	if err := head.Create(fs, "v", 1<<20, snapferry.VersionID{}); err != nil {
+	if err := head.Create(fs, "v", 1<<20, snapferry.VersionID{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v"})
@@ -163,7 +163,7 @@ func TestReadIsGivenUp(t *testing.T) {
 		fs := layertest.New(t)
 		vs, base := newVersions(), newDisk(1<<20)
 		id := vs.add(base)
-		if err := head.Create(fs, "v", base.size, id); err != nil {
+		if err := head.Create(fs, "v", base.size, id, nil); err != nil {
 			t.Fatal(err)
 		}
 		v, err := head.Open(t.Context(), head.Config{FS: fs, Dir: "v", Image: func(ctx context.Context, id snapferry.VersionID) (head.Image, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/layer"
+	"github.com/snapferry/snapferry/internal/layer/layertest"
 )
 
 var (
@@ -158,6 +159,7 @@ type life struct {
 	fs      layer.FS
 	vs      *versions
 	caches  *head.Caches
+	keys    layer.Keys // nil: it is not encrypted
 	budget  int64
 	v       *head.Volume
 	now     *disk
@@ -175,6 +177,7 @@ func newLife(t *testing.T, fs layer.FS, seed uint64) *life {
 	l := &life{t: t, rng: rand.New(rand.NewPCG(seed, 7)), fs: fs, vs: newVersions()}
 	size := []int64{20 * page, 1 << 20, 3<<20 + 512, 64<<20 + 20*page + 1536, 40<<20 + 512}[l.rng.IntN(5)]
 	l.budget = []int64{0, 1 << 20, 1 << 40}[l.rng.IntN(3)]
+	l.keys = someKeys(l.rng)
 	l.now = newDisk(size)
 	base := snapferry.VersionID{}
 	if l.rng.IntN(2) == 0 {
@@ -189,9 +192,17 @@ func newLife(t *testing.T, fs layer.FS, seed uint64) *life {
 		l.sealed = append(l.sealed, base)
 	}
 	l.openCaches()
-	l.must(head.Create(fs, "v", size, base))
+	l.must(head.Create(fs, "v", size, base, l.keys))
 	l.open()
 	return l
+}
+
+// someKeys makes every second volume one that is encrypted.
+func someKeys(rng *rand.Rand) layer.Keys {
+	if rng.IntN(2) == 0 {
+		return nil
+	}
+	return &layertest.Keys{}
 }
 
 func (l *life) must(err error) {
@@ -212,7 +223,7 @@ func (l *life) config() head.Config {
 	if n := len(l.pending); n > 0 {
 		frozen = l.pending[n-1].layer
 	}
-	return head.Config{FS: l.fs, Dir: "v", Image: l.vs.open, Released: l.vs.release, Frozen: frozen, Caches: l.caches}
+	return head.Config{FS: l.fs, Dir: "v", Image: l.vs.open, Released: l.vs.release, Frozen: frozen, Caches: l.caches, Keys: l.keys}
 }
 
 func (l *life) open() {

@@ -104,7 +104,7 @@ type frozenAt struct {
 }
 
 func newSurvivor(t *testing.T, rng *rand.Rand) *survivor {
-	l := &life{t: t, rng: rng, vs: newVersions(), budget: 1 << 20}
+	l := &life{t: t, rng: rng, vs: newVersions(), budget: 1 << 20, keys: someKeys(rng)}
 	d := newDisk(int64(1+rng.IntN(5))<<18 + 512*int64(rng.IntN(9)))
 	if rng.IntN(2) == 0 {
 		for range 20 {
@@ -126,7 +126,7 @@ func survive(l *life, d *disk) *survivor {
 	}
 	l.openCaches()
 	l.must(s.power.SyncDir("."))
-	l.must(head.Create(l.fs, "v", d.size, s.base))
+	l.must(head.Create(l.fs, "v", d.size, s.base, l.keys))
 	s.led = newLedger(d)
 	s.reopen()
 	return s
@@ -134,7 +134,7 @@ func survive(l *life, d *disk) *survivor {
 
 func (s *survivor) reopen() {
 	s.t.Helper()
-	c := head.Config{FS: s.power, Dir: "v", Image: s.vs.open, Released: s.vs.release, Caches: s.caches, Frozen: s.clean}
+	c := head.Config{FS: s.power, Dir: "v", Image: s.vs.open, Released: s.vs.release, Caches: s.caches, Keys: s.keys, Frozen: s.clean}
 	for _, f := range s.frozen {
 		c.Frozen = max(c.Frozen, f.layer)
 	}

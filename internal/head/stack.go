@@ -132,11 +132,11 @@ func (s *stack) save(fs layer.FS, dir string) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	return replaceFile(fs, dir, stackName, s.encode())
+	return layer.ReplaceFile(fs, dir, stackName, s.encode())
 }
 
 func loadStack(fs layer.FS, dir string) (stack, error) {
-	p, err := readFile(fs, path.Join(dir, stackName))
+	p, err := layer.ReadFile(fs, path.Join(dir, stackName))
 	if err != nil {
 		return stack{}, err
 	}

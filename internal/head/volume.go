@@ -38,8 +38,10 @@ type Config struct {
 	// Frozen is the highest layer that a snapshot under way needs as it is, or
 	// that a version has of which the volume may not have been told; 0 for none.
 	Frozen uint64
-	Caches *Caches      // nil: what was fetched is not kept
-	Log    *slog.Logger // nil for none
+	Caches *Caches // nil: what was fetched is not kept
+	// Keys seals the layers of an encrypted volume; nil: it is not encrypted.
+	Keys layer.Keys
+	Log  *slog.Logger // nil for none
 }
 
 // A Volume is an open live volume. What reads or writes it (ReadAt, ReadNow, WriteAt,
@@ -87,9 +89,9 @@ const (
 )
 
 // Create makes the folder of a new volume of size bytes, over a version or, if
-// base is zero, over zeros. It is durable when it returns. A folder that is there
-// already, from a creation that did not end, is replaced.
-func Create(fs layer.FS, dir string, size int64, base snapferry.VersionID) error {
+// base is zero, over zeros. keys are those of Config. It is durable when it returns.
+// A folder that is there already, from a creation that did not end, is replaced.
+func Create(fs layer.FS, dir string, size int64, base snapferry.VersionID, keys layer.Keys) error {
 	if err := snapferry.CheckSize(size); err != nil {
 		return err
 	}
@@ -99,7 +101,7 @@ func Create(fs layer.FS, dir string, size int64, base snapferry.VersionID) error
 	if err := fs.Mkdir(dir); err != nil {
 		return err
 	}
-	l, err := layer.Create(fs, layerDir(dir, 1), size)
+	l, err := layer.Create(fs, layerDir(dir, 1), size, keys)
 	if err != nil {
 		return err
 	}
@@ -168,7 +170,7 @@ func (v *Volume) open(ctx context.Context) (err error) {
 		return err
 	}
 	for _, number := range v.stack.Layers {
-		l, err := layer.Open(v.c.FS, layerDir(v.c.Dir, number), v.stack.Size)
+		l, err := layer.Open(v.c.FS, layerDir(v.c.Dir, number), v.stack.Size, v.c.Keys)
 		if err != nil {
 			return err
 		}
@@ -190,7 +192,7 @@ func (v *Volume) open(ctx context.Context) (err error) {
 		}
 	}
 	if !vw.zeros && v.c.Caches != nil {
-		if vw.cache, err = v.c.Caches.Get(v.stack.Under); err != nil {
+		if vw.cache, err = v.c.Caches.Get(v.stack.Under, v.c.Keys); err != nil {
 			return err
 		}
 		defer vw.cache.release()
@@ -404,4 +406,28 @@ func (p *pauses) get() snapferry.Pauses {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.p
+}
+
+// removeAll removes what is in the folder of a volume, and the folder: layers and
+// small files. One that is not there is no error.
+func removeAll(fs layer.FS, dir string) error {
+	names, err := fs.ReadDir(dir)
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		name := path.Join(dir, n)
+		if strings.HasPrefix(n, layerPrefix) {
+			err = layer.Remove(fs, name)
+		} else {
+			err = fs.Remove(name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return fs.Remove(dir)
 }

@@ -151,7 +151,7 @@ func TestAbsorbCrash(t *testing.T) {
 
 // checkUpper absorbs again what is still there.
 func checkUpper(t *testing.T, fsys layer.FS, lower *layer.Layer) {
-	upper, err := layer.Open(fsys, "u", volume)
+	upper, err := layer.Open(fsys, "u", volume, keysOf(fsys))
 	if err != nil {
 		t.Fatal(err)
 	}

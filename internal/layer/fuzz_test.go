@@ -32,7 +32,7 @@ func FuzzOpen(f *testing.F) {
 		if data > 0 {
 			writeFile(t, fsys, "l/data.000", []byte{1}, data*layer.PageSize-1)
 		}
-		l, err := layer.Open(fsys, "l", pages*layer.PageSize)
+		l, err := layer.Open(fsys, "l", pages*layer.PageSize, nil)
 		if err != nil {
 			wantKind(t, "open", err, snapferry.Corrupt)
 			return

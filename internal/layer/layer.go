@@ -10,6 +10,7 @@ import (
 
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/extent"
+	"github.com/snapferry/snapferry/internal/xts"
 )
 
 const (
@@ -54,9 +55,10 @@ func (s State) String() string {
 // Layer is one layer of a volume. See the package comment for durability and
 // concurrency.
 type Layer struct {
-	fs   FS
-	dir  string
-	size atomic.Int64
+	fs     FS
+	dir    string
+	size   atomic.Int64
+	cipher *xts.Cipher // of the data files; nil: they are not encrypted
 
 	stripes  [maxStripes]atomic.Pointer[stripe]
 	making   sync.Mutex  // held to make a stripe, or a file of one
@@ -93,20 +95,27 @@ func (f *file) wrote() {
 }
 
 // Create makes a layer in a new directory; size is that of the volume in bytes.
-// The directory is durable when Create returns. Errors are of Kind Exists when
-// something is there, Invalid for a size that no volume can have.
-func Create(fsys FS, dir string, size int64) (*Layer, error) {
+// With keys, which may be nil, it is encrypted under a key of its own. The
+// directory is durable when Create returns. Errors are of Kind Exists when
+// something is there, Invalid for a size that no volume can have, and those of
+// keys; then there may be a directory, which Open with keys takes.
+func Create(fsys FS, dir string, size int64, keys Keys) (*Layer, error) {
 	if err := snapferry.CheckSize(size); err != nil {
 		return nil, err
 	}
 	if err := fsys.Mkdir(dir); err != nil {
 		return nil, err
 	}
+	l := &Layer{fs: fsys, dir: dir}
+	l.size.Store(size)
+	if keys != nil {
+		if err := l.newKey(keys); err != nil {
+			return nil, err
+		}
+	}
 	if err := fsys.SyncDir(path.Dir(dir)); err != nil {
 		return nil, err
 	}
-	l := &Layer{fs: fsys, dir: dir}
-	l.size.Store(size)
 	return l, nil
 }
 
@@ -199,6 +208,33 @@ func (l *Layer) Allocated() (int64, error) {
 			}
 			sum += n
 		}
+	}
+	return sum, nil
+}
+
+// Allocated returns the bytes that the files of a layer take on the disk, open or
+// not.
+func Allocated(fsys FS, dir string) (sum int64, err error) {
+	names, err := fsys.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		if !isContent(name) && name != keyFile {
+			continue
+		}
+		f, err := fsys.OpenFile(path.Join(dir, name), false)
+		if err != nil {
+			return 0, err
+		}
+		_, n, err := f.Stat()
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return 0, err
+		}
+		sum += n
 	}
 	return sum, nil
 }

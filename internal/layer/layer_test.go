@@ -41,6 +41,18 @@ func runs(l *layer.Layer) (all []run) {
 func eachFS(t *testing.T, test func(t *testing.T, fsys layer.FS)) {
 	t.Run("memory", func(t *testing.T) { test(t, layertest.New(t)) })
 	t.Run("system", func(t *testing.T) { test(t, openDir(t)) })
+	t.Run("encrypted memory", func(t *testing.T) { test(t, encrypted{layertest.New(t)}) })
+	t.Run("encrypted system", func(t *testing.T) { test(t, encrypted{openDir(t)}) })
+}
+
+// encrypted is a file system whose layers are.
+type encrypted struct{ layer.FS }
+
+func keysOf(fsys layer.FS) layer.Keys {
+	if _, ok := fsys.(encrypted); ok {
+		return &layertest.Keys{}
+	}
+	return nil
 }
 
 func openDir(t testing.TB) *layer.Dir {
@@ -55,7 +67,7 @@ func openDir(t testing.TB) *layer.Dir {
 
 func create(t testing.TB, fsys layer.FS, dir string, size int64) *layer.Layer {
 	t.Helper()
-	l, err := layer.Create(fsys, dir, size)
+	l, err := layer.Create(fsys, dir, size, keysOf(fsys))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +87,7 @@ func reopen(t testing.TB, fsys layer.FS, l *layer.Layer) *layer.Layer {
 // mustOpen opens the layer "l".
 func mustOpen(t testing.TB, fsys layer.FS, size int64) *layer.Layer {
 	t.Helper()
-	l, err := layer.Open(fsys, "l", size)
+	l, err := layer.Open(fsys, "l", size, keysOf(fsys))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,10 +204,10 @@ func TestRanges(t *testing.T) {
 		err  error
 		want snapferry.Kind
 	}{
-		{"size 0", second(layer.Create(fsys, "m", 0)), snapferry.Invalid},
-		{"too large", second(layer.Create(fsys, "m", volume+512)), snapferry.Invalid},
-		{"again", second(layer.Create(fsys, "l", volume)), snapferry.Exists},
-		{"open nothing", second(layer.Open(fsys, "m", volume)), snapferry.NotFound},
+		{"size 0", second(layer.Create(fsys, "m", 0, nil)), snapferry.Invalid},
+		{"too large", second(layer.Create(fsys, "m", volume+512, nil)), snapferry.Invalid},
+		{"again", second(layer.Create(fsys, "l", volume, nil)), snapferry.Exists},
+		{"open nothing", second(layer.Open(fsys, "m", volume, nil)), snapferry.NotFound},
 		{"half a page", second(l.WriteAt(filled(1, 1)[:512], 0)), snapferry.Invalid},
 		{"not at a page", second(l.WriteAt(filled(1, 1), 512)), snapferry.Invalid},
 		{"behind the end", second(l.WriteAt(filled(1, 2), 10*layer.PageSize)), snapferry.Invalid},
@@ -537,7 +549,7 @@ func TestCorrupt(t *testing.T) {
 			l = reopen(t, fsys, l)
 			damage(t, fsys)
 			l.Close()
-			_, err := layer.Open(fsys, "l", size)
+			_, err := layer.Open(fsys, "l", size, keysOf(fsys))
 			wantKind(t, "open", err, snapferry.Corrupt)
 			if n := fsys.Handles(); n > 0 {
 				t.Errorf("%d files are still open", n)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"path"
 	"strings"
-	"sync/atomic"
 
 	"github.com/snapferry/snapferry"
 )
@@ -32,7 +31,10 @@ func parseName(name string) (kind string, stripe int, ok bool) {
 // What it finds counts as written: the first Sync makes it durable, whichever
 // process it was that wrote it. Errors are of Kind NotFound when there is no
 // such directory, Corrupt when files are not what a layer writes.
-func Open(fsys FS, dir string, size int64) (*Layer, error) {
+//
+// keys are those of the volume, nil for one that is not encrypted: a layer that is
+// the other way is Corrupt. Errors of keys are returned as they are.
+func Open(fsys FS, dir string, size int64, keys Keys) (*Layer, error) {
 	if err := snapferry.CheckSize(size); err != nil {
 		return nil, err
 	}
@@ -43,7 +45,11 @@ func Open(fsys FS, dir string, size int64) (*Layer, error) {
 	l := &Layer{fs: fsys, dir: dir}
 	l.size.Store(size)
 	l.unlisted.Store(true)
-	if err := l.load(names); err != nil {
+	err = l.loadKey(keys, names)
+	if err == nil {
+		err = l.load(names)
+	}
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -53,8 +59,8 @@ func Open(fsys FS, dir string, size int64) (*Layer, error) {
 func (l *Layer) load(names []string) error {
 	for _, name := range names {
 		kind, number, ok := parseName(name)
-		if !ok && strings.HasPrefix(name, ".") { // some file systems put such names there
-			continue
+		if !ok && strings.HasPrefix(name, ".") || name == keyFile || name == keyFile+tempSuffix {
+			continue // some file systems put names with a dot there
 		}
 		if !ok || int64(number)*StripeSize >= l.Size() {
 			return l.corrupt("%s is not a file of a layer of %d bytes", name, l.Size())
@@ -64,13 +70,17 @@ func (l *Layer) load(names []string) error {
 			s = &stripe{number: number}
 			l.stripes[number].Store(s)
 		}
-		slot := &s.data
-		if kind == mapFile {
-			slot = &s.states
-		}
-		if err := l.openFile(slot, name); err != nil {
+		f, err := l.fs.OpenFile(path.Join(l.dir, name), false)
+		if err != nil {
 			return err
 		}
+		slot := &s.states
+		if kind == dataFile {
+			slot, f = &s.data, l.dataOf(f, number)
+		}
+		open := &file{File: f}
+		open.written.Store(true)
+		slot.Store(open)
 	}
 	var buf []byte
 	for i := range l.stripes {
@@ -88,17 +98,6 @@ func (l *Layer) load(names []string) error {
 
 func (l *Layer) corrupt(format string, args ...any) error {
 	return snapferry.Errorf(snapferry.Corrupt, "layer %s: %s", l.dir, fmt.Sprintf(format, args...))
-}
-
-func (l *Layer) openFile(slot *atomic.Pointer[file], name string) error {
-	f, err := l.fs.OpenFile(path.Join(l.dir, name), false)
-	if err != nil {
-		return err
-	}
-	open := &file{File: f}
-	open.written.Store(true)
-	slot.Store(open)
-	return nil
 }
 
 // loadStripe reads the map file of a stripe and checks it against the size of

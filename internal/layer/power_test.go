@@ -91,6 +91,7 @@ type world struct {
 	t      *testing.T
 	r      *rand.Rand
 	fs     *layertest.Power
+	keys   layer.Keys
 	l      *layer.Layer
 	pages  map[int64]*history
 	order  []int64
@@ -119,7 +120,10 @@ func newWorld(t *testing.T, seed uint64) *world {
 	for _, p := range w.order {
 		w.pages[p] = &history{}
 	}
-	l, err := layer.Create(w.fs, "l", volume)
+	if seed%2 == 1 {
+		w.keys = &layertest.Keys{}
+	}
+	l, err := layer.Create(w.fs, "l", volume, w.keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,10 +373,10 @@ func (w *world) live() {
 
 func (w *world) open() {
 	w.l = nil
-	l, err := layer.Open(w.fs, "l", volume)
+	l, err := layer.Open(w.fs, "l", volume, w.keys)
 	if snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.Full) { // the fault
 		w.note("open -> %v", err)
-		l, err = layer.Open(w.fs, "l", volume)
+		l, err = layer.Open(w.fs, "l", volume, w.keys)
 	}
 	if w.next != nil {
 		if err == nil {

@@ -228,6 +228,9 @@ func (l *Layer) makeFile(slot *atomic.Pointer[file], kind string, number int) er
 		return err
 	}
 	l.unlisted.Store(true)
+	if kind == dataFile {
+		f = l.dataOf(f, number)
+	}
 	slot.Store(&file{File: f})
 	return nil
 }

@@ -30,6 +30,7 @@ const rooms = `
 1 internal/linktest
 1 .
 2 seal
+2 internal/xts
 2 blockmap
 2 segment
 2 record
@@ -37,11 +38,12 @@ const rooms = `
 2 nbd
 3 internal/blob dirblob s3blob s3blob/s3test memblob blobtest
 3 internal/meta metatest
-3 internal/kms filekms kmstest
+3 internal/kms filekms awskms azurekms transitkms alikms kmshttp kmstest
 3 internal/layer layertest
 3 internal/pki
 3 internal/handoff
 3 internal/limit
+4 internal/keystore
 4 internal/vault
 4 internal/head
 4 internal/source
@@ -80,6 +82,7 @@ github.com/minio             internal/blob/s3blob
 github.com/Azure             internal/kms
 github.com/aliyun            internal/kms
 github.com/hashicorp/vault   internal/kms
+github.com/openbao           internal/kms
 cloud.google.com             internal/kms
 `
 

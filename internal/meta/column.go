@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,7 +21,6 @@ func (e *badColumn) Error() string { return "bad value in metadata: " + e.err.Er
 
 var (
 	_ sql.Scanner = hexColumn{}
-	_ sql.Scanner = blobColumn{}
 	_ sql.Scanner = timeColumn{}
 	_ sql.Scanner = jsonColumn{}
 	_ sql.Scanner = textColumn{}
@@ -87,22 +87,14 @@ func textOrNull(s string) any {
 	return s
 }
 
-// blobColumn reads a blob of exactly the length of p; NULL is all zeros.
-type blobColumn struct{ p []byte }
+var errDigest = errors.New("a digest of another length")
 
-func (c blobColumn) Scan(src any) error {
-	clear(c.p)
-	switch s := src.(type) {
-	case nil:
+// digestBytes is a digest as it is stored; nil for the zero digest.
+func digestBytes(d digest.Digest) []byte {
+	if d.IsZero() {
 		return nil
-	case []byte:
-		if len(s) == len(c.p) {
-			copy(c.p, s)
-			return nil
-		}
-		return &badColumn{fmt.Errorf("%d bytes where %d must be", len(s), len(c.p))}
 	}
-	return &badColumn{fmt.Errorf("%.40v is not a blob", src)}
+	return d[:]
 }
 
 func digestOrNull(d digest.Digest) any {

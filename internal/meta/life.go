@@ -65,7 +65,7 @@ func scanID(r scanner, id *snapferry.VersionID) error { return r.Scan(hexColumn{
 // Unsettled returns the complete versions of whose record a revision was
 // reserved and not committed, oldest first: a writer is under way, or failed.
 func (tx *Tx) Unsettled() ([]Version, error) {
-	return list(tx, versionsUnsettled, scanVersion, "versions")
+	return list(tx, versionsUnsettled, tx.scanVersion, "versions")
 }
 
 func scanGrave(r scanner, g *Grave) error {

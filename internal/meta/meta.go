@@ -59,6 +59,7 @@ type Hooks struct {
 
 // DB is the metadata of one region.
 type DB struct {
+	sealer  Sealer // nil: none
 	hooks   Hooks
 	writer  *sql.DB // one connection
 	readers *sql.DB
@@ -266,7 +267,7 @@ func (db *DB) update(ctx context.Context, fn func(*Tx) error) error {
 		return fail(err, "begin a transaction")
 	}
 	defer t.Rollback() // no effect after the commit
-	tx := &Tx{ctx: ctx, tx: t, statements: &db.write}
+	tx := &Tx{ctx: ctx, db: db, tx: t, statements: &db.write}
 	if err := fn(tx); err != nil {
 		return err
 	}
@@ -296,7 +297,7 @@ func (db *DB) View(ctx context.Context, fn func(tx *Tx) error) error {
 		return fail(err, "begin to read")
 	}
 	defer t.Rollback()
-	return fn(&Tx{ctx: ctx, tx: t, statements: &db.read})
+	return fn(&Tx{ctx: ctx, db: db, tx: t, statements: &db.read})
 }
 
 // Changed returns a channel that is closed after the next Update of this DB

@@ -67,7 +67,7 @@ func (tx *Tx) LastAudit(n int) ([]Audit, error) {
 
 // AllSnapshots returns every snapshot, also those that were deleted, by id.
 func (tx *Tx) AllSnapshots() ([]Snapshot, error) {
-	return list(tx, snapshotsAll, scanSnapshot, "snapshots")
+	return list(tx, snapshotsAll, tx.scanSnapshot, "snapshots")
 }
 
 // AllPins returns every pin, by id.
@@ -88,7 +88,11 @@ func (tx *Tx) PutSnapshot(s Snapshot) error {
 // PutChain writes a chain, or what can change of one that is there: whether it
 // is proven, and its key.
 func (tx *Tx) PutChain(c Chain) error {
-	n, err := tx.exec(chainUpdate, hexText(c.ID), blobOrNull(c.WrappedKey), truth(c.Proven))
+	key, generation, err := keyOf(c.WrappedKey)
+	if err != nil {
+		return err
+	}
+	n, err := tx.exec(chainUpdate, hexText(c.ID), blobOrNull(c.WrappedKey), truth(c.Proven), string(key), generation)
 	if err != nil {
 		return fail(err, "write chain %s", c.ID)
 	}

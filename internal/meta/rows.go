@@ -29,11 +29,13 @@ type Chain struct {
 	ID           snapferry.ChainID
 	Account      snapferry.AccountID
 	Algorithm    digest.Algorithm
-	WrappedKey   []byte // nil: not encrypted
+	WrappedKey   []byte // a seal.WrappedKey; nil: not encrypted
 	Proven       bool   // deletion by difference is allowed
 	OriginRegion snapferry.RegionName
 	OriginChain  snapferry.ChainID // at OriginRegion; zero: born here
 	Created      time.Time
+	Key          snapferry.KeyID // of WrappedKey; filled when it is read
+	Generation   uint32          // of Key; filled when it is read
 }
 
 // Volume is a lineage of snapshots.
@@ -45,6 +47,7 @@ type Volume struct {
 	OriginRegion snapferry.RegionName // empty: imported here
 	OriginVolume snapferry.VolumeID   // at OriginRegion
 	Created      time.Time
+	Key          snapferry.KeyID // of the chain; filled when it is read
 }
 
 // Head makes a lineage a live volume.
@@ -94,11 +97,18 @@ type Version struct {
 	Sequence  int64         // position in the volume, ascending
 	Created   time.Time
 	Sealed    time.Time
-	Reserved  uint64 // highest revision anybody was allowed to write
-	Loose     bool   // a record that nobody committed may come at any time
-	Due       bool   // a ghost to be looked at again
-	Looked    int    // its children when its difference was last computed
-	Stale     bool   // its record in the bucket is to be written again
+	Reserved  uint64          // highest revision anybody was allowed to write
+	Loose     bool            // a record that nobody committed may come at any time
+	Due       bool            // a ghost to be looked at again
+	Looked    int             // its children when its difference was last computed
+	Stale     bool            // its record in the bucket is to be written again
+	Key       snapferry.KeyID // of the chain; filled when it is read
+}
+
+// Keyring is the keyring of the region as it is in the bucket.
+type Keyring struct {
+	Number uint64
+	Sealed []byte
 }
 
 // Hold is one reason why a version lives.

@@ -7,11 +7,16 @@ import (
 	"github.com/snapferry/snapferry"
 )
 
-func scanSnapshot(r scanner, v *Snapshot) error {
+func (tx *Tx) scanSnapshot(r scanner, v *Snapshot) error {
 	var source snapferry.CopySource
+	var d []byte
 	err := r.Scan(&v.ID, &v.Account, &v.Region, &v.VolumeID, &v.Volume, hexColumn{v.Version[:]}, &v.State, &v.Reason, &v.Hint, &v.Name, &v.Description,
-		jsonColumn{&v.Tags}, &v.Size, blobColumn{v.Digest[:]}, &v.Parent, &source.Region, &source.Snapshot, &v.SourceVolume, &v.Copy,
-		jsonColumn{&v.Counts}, timeColumn{&v.RetainUntil}, timeColumn{&v.Created}, timeColumn{&v.Settled}, timeColumn{&v.Deleted}, &v.Set, &v.SetSize)
+		jsonColumn{&v.Tags}, &v.Size, &d, &v.Parent, &source.Region, &source.Snapshot, &v.SourceVolume, &v.Copy,
+		jsonColumn{&v.Counts}, timeColumn{&v.RetainUntil}, timeColumn{&v.Created}, timeColumn{&v.Settled}, timeColumn{&v.Deleted}, &v.Set, &v.SetSize, &v.Key)
+	if err == nil {
+		v.Encrypted = v.Key != ""
+		err = tx.sealer(v.Key).openDigest(&v.Digest, "digest of "+string(v.ID), d)
+	}
 	if source != (snapferry.CopySource{}) {
 		v.Source = &source
 	}
@@ -31,16 +36,24 @@ func (tx *Tx) InsertSnapshot(s Snapshot) error {
 	if s.Source != nil {
 		source = *s.Source
 	}
+	vol, err := tx.Volume(s.VolumeID)
+	if err != nil {
+		return err
+	}
+	d, err := tx.sealer(vol.Key).seal("digest of "+string(s.ID), digestBytes(s.Digest))
+	if err != nil {
+		return err
+	}
 	return tx.run(snapshotInsert, []any{
 		string(s.ID), string(s.Account), string(s.VolumeID), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags),
-		s.Size, digestOrNull(s.Digest), string(s.Parent), string(source.Region), string(source.Snapshot), s.SourceVolume, string(s.Copy),
+		s.Size, d, string(s.Parent), string(source.Region), string(source.Snapshot), s.SourceVolume, string(s.Copy),
 		jsonText(s.Counts), millis(s.RetainUntil), millis(s.Created), millis(s.Settled), millis(s.Deleted), string(s.Set), s.SetSize,
 	}, "add snapshot %s", s.ID)
 }
 
 // Snapshot returns a snapshot by its id.
 func (tx *Tx) Snapshot(id snapferry.SnapshotID) (Snapshot, error) {
-	return get(tx, snapshotGet, scanSnapshot, "snapshot", id, string(id))
+	return get(tx, snapshotGet, tx.scanSnapshot, "snapshot", id, string(id))
 }
 
 // UpdateSnapshot writes what can change of a snapshot: all but id, account,
@@ -54,8 +67,12 @@ func (tx *Tx) UpdateSnapshot(s Snapshot) error {
 	if old.State != s.State && !old.State.CanBecome(s.State) {
 		return snapferry.Errorf(snapferry.Conflict, "snapshot %s is %s and cannot become %s", s.ID, old.State, s.State)
 	}
+	d, err := tx.sealer(old.Key).seal("digest of "+string(s.ID), digestBytes(s.Digest))
+	if err != nil {
+		return err
+	}
 	return tx.one(snapshotUpdate, []any{
-		string(s.ID), string(old.State), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags), s.Size, digestOrNull(s.Digest),
+		string(s.ID), string(old.State), hexOrNull(s.Version), string(s.State), s.Reason, s.Hint, s.Name, s.Description, tagsText(s.Tags), s.Size, d,
 		string(s.Parent), string(s.Copy), jsonText(s.Counts), millis(s.RetainUntil), millis(s.Settled), millis(s.Deleted),
 	}, "snapshot", s.ID)
 }
@@ -92,19 +109,19 @@ func (tx *Tx) Snapshots(account snapferry.AccountID, f SnapshotFilter) ([]Snapsh
 	if f.After != (Cursor{}) {
 		before = millis(f.After.Created)
 	}
-	return list(tx, snapshotPage, scanSnapshot, "snapshots",
+	return list(tx, snapshotPage, tx.scanSnapshot, "snapshots",
 		string(account), f.Volume, string(f.VolumeID), string(f.State), before, string(f.After.ID), limit, string(f.Set))
 }
 
 // SnapshotsOfVersion returns the snapshots that show a version, newest first.
 func (tx *Tx) SnapshotsOfVersion(version snapferry.VersionID) ([]Snapshot, error) {
-	return list(tx, snapshotsOfVersion, scanSnapshot, "snapshots", hexText(version))
+	return list(tx, snapshotsOfVersion, tx.scanSnapshot, "snapshots", hexText(version))
 }
 
 // SnapshotsOfSet returns the snapshots of a set, in the order in which they were
 // taken, those that were deleted too.
 func (tx *Tx) SnapshotsOfSet(id snapferry.SetID) ([]Snapshot, error) {
-	return list(tx, snapshotsOfSet, scanSnapshot, "snapshots", string(id))
+	return list(tx, snapshotsOfSet, tx.scanSnapshot, "snapshots", string(id))
 }
 
 func scanCopy(r scanner, c *Copy) error {

@@ -25,11 +25,16 @@ const (
 	chainInsert
 	chainGet
 	chainByOrigin
+	chainsByOrigin
+	chainsOfKey
 	chainSetProven
 	volumeInsert
 	volumeGet
 	volumeByName
 	volumeByOrigin
+	volumesOfKey
+	keyringGet
+	keyringPut
 	versionInsert
 	versionGet
 	versionUpdate
@@ -184,14 +189,14 @@ const (
 // The columns of the tables, in the order of the scan functions.
 const (
 	accountColumns    = `id, name, token_hash, created`
-	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created`
+	chainColumns      = `id, account, algorithm, wrapped_key, proven, origin_region, origin_chain, created, "key", generation`
 	headColumns       = `h.volume, v.name, v.chain, h.account, h.state, h.reason, h.hint, h.size, h.tags, h.snapshot, h.base, h.layer, h.export, h.rate, h.rollback, h.safety, h.created`
-	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created`
-	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.loose, v.due, v.looked, v.stale`
+	volumeColumns     = `id, account, name, chain, origin_region, origin_volume, created, "key"`
+	versionColumns    = `v.id, v.chain, v.volume, v.parent, v.state, v.edge, v.size, v.algorithm, v.digest, v.root, v.blocks, v.revision, v.token, v.sequence, v.created, v.sealed, v.reserved, v.loose, v.due, v.looked, v.stale, (SELECT c."key" FROM chains c WHERE c.id = v.chain)`
 	segmentColumns    = `id, chain, version, kind, state, object, "offset", length, generation, slots, dead, dead_slots, job, token, dead_bytes`
 	checkpointColumns = `version, root, finished, counts, updated`
 	snapshotColumns   = `s.id, s.account, COALESCE((SELECT name FROM region), ''), s.volume, v.name, s.version, s.state, s.reason, s.hint, s.name, s.description, s.tags, s.size, s.digest, ` +
-		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted, s.set_id, s.set_size`
+		`s.parent, s.source_region, s.source_snapshot, s.source_volume, s.copy, s.counts, s.retain_until, s.created, s.settled, s.deleted, s.set_id, s.set_size, v."key"`
 	copyColumns = `id, account, source_region, source_set, set_id, members, state, reserved, "full", plan, reason, created, finished, ` +
 		`started, deadline, late, rate, ending, metered`
 	graveColumns  = `version, chain, revision, child, loose, kept`
@@ -227,21 +232,27 @@ var statementText = [numStatements]string{
 	accountByToken:  `SELECT ` + accountColumns + ` FROM accounts WHERE token_hash = $1`,
 	accountList:     `SELECT ` + accountColumns + ` FROM accounts ORDER BY name`,
 
-	chainInsert:   `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-	chainGet:      `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
-	chainByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 ORDER BY created, id LIMIT 1`,
+	chainInsert:    `INSERT INTO chains (` + chainColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+	chainGet:       `SELECT ` + chainColumns + ` FROM chains WHERE id = $1`,
+	chainByOrigin:  `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 AND "key" = $4 ORDER BY created, id LIMIT 1`,
+	chainsByOrigin: `SELECT ` + chainColumns + ` FROM chains WHERE account = $1 AND origin_region = $2 AND origin_chain = $3 ORDER BY created, id`,
+	chainsOfKey:    `SELECT ` + chainColumns + ` FROM chains WHERE "key" <> '' AND "key" = $1 ORDER BY id`,
 
-	chainSetProven: `UPDATE chains SET proven = 1 WHERE id = $1`,
+	keyringGet: `SELECT number, sealed FROM keyring`,
+	keyringPut: `INSERT INTO keyring (one, number, sealed) VALUES (1, $1, $2) ON CONFLICT (one) DO UPDATE SET number = $1, sealed = $2`,
 
-	volumeInsert:   `INSERT INTO volumes (` + volumeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+	chainSetProven: `UPDATE chains SET proven = $2 WHERE id = $1`,
+
+	volumeInsert:   `INSERT INTO volumes (` + volumeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, (SELECT c."key" FROM chains c WHERE c.id = $4))`,
 	volumeGet:      `SELECT ` + volumeColumns + ` FROM volumes WHERE id = $1`,
 	volumeByName:   `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND name = $2 AND origin_region = '' ORDER BY created, id LIMIT 1`,
-	volumeByOrigin: `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND origin_region = $2 AND origin_volume = $3 ORDER BY created, id LIMIT 1`,
+	volumeByOrigin: `SELECT ` + volumeColumns + ` FROM volumes WHERE account = $1 AND origin_region = $2 AND origin_volume = $3 AND "key" = $4 ORDER BY created, id LIMIT 1`,
+	volumesOfKey:   `SELECT ` + volumeColumns + ` FROM volumes WHERE chain IN (SELECT c.id FROM chains c WHERE c."key" <> '' AND c."key" = $1) ORDER BY id`,
 
-	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed, reserved)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
+	versionInsert: `INSERT INTO versions (id, chain, volume, parent, state, edge, size, algorithm, digest, root, blocks, revision, token, sequence, created, sealed, reserved, lookup)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
 	versionGet: `SELECT ` + versionColumns + ` FROM versions v WHERE v.id = $1`,
-	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11
+	versionUpdate: `UPDATE versions SET parent = $3, state = $4, edge = edge + 1, size = $5, digest = $6, root = $7, blocks = $8, revision = $9, token = $10, sealed = $11, lookup = $12
 		WHERE id = $1 AND edge = $2`,
 	versionDelete:    `DELETE FROM versions WHERE id = $1`,
 	versionChildren:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.parent = $1 ORDER BY v.created, v.id`,
@@ -250,7 +261,7 @@ var statementText = [numStatements]string{
 	versionOffspring: `SELECT COUNT(*), COUNT(CASE WHEN state = 'open' THEN 1 END) FROM versions WHERE parent = $1`,
 	versionsInChain:  `SELECT ` + versionColumns + ` FROM versions v WHERE v.chain = $1 ORDER BY v.created, v.id`,
 	versionsOpen:     `SELECT ` + versionColumns + ` FROM versions v WHERE v.state = 'open' ORDER BY v.created, v.id`,
-	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE v.digest = $2 AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
+	versionsByDigest: `SELECT ` + versionColumns + ` FROM versions v JOIN chains c ON c.id = v.chain WHERE (v.digest = $2 OR v.lookup = $3) AND c.account = $1 ORDER BY v.created DESC, v.id DESC`,
 	versionsAll:      `SELECT ` + versionColumns + ` FROM versions v ORDER BY v.created, v.id`,
 
 	versionReserve:   `UPDATE versions SET reserved = reserved + 1, loose = CASE WHEN reserved > revision THEN 1 ELSE loose END WHERE id = $1 AND edge = $2 RETURNING reserved`,
@@ -312,7 +323,8 @@ var statementText = [numStatements]string{
 
 	checkpointPut: `INSERT INTO checkpoints (` + checkpointColumns + `) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (version) DO UPDATE SET root = $2, finished = $3, counts = $4, updated = $5`,
-	checkpointGet:    `SELECT ` + checkpointColumns + ` FROM checkpoints WHERE version = $1`,
+	checkpointGet: `SELECT p.version, p.root, p.finished, p.counts, p.updated, c."key" FROM checkpoints p JOIN versions v ON v.id = p.version
+		JOIN chains c ON c.id = v.chain WHERE p.version = $1`,
 	checkpointDelete: `DELETE FROM checkpoints WHERE version = $1`,
 
 	snapshotInsert: `INSERT INTO snapshots (id, account, volume, version, state, reason, hint, name, description, tags, size, digest,
@@ -388,7 +400,7 @@ var statementText = [numStatements]string{
 	auditInsert:    `INSERT INTO audit (at, account, action, subject, detail) VALUES ($1, $2, $3, $4, $5)`,
 	auditOfSubject: `SELECT id, at, account, action, subject, detail FROM audit WHERE subject = $1 ORDER BY id`,
 
-	volumeMove: `UPDATE volumes SET chain = $2 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)
+	volumeMove: `UPDATE volumes SET chain = $2, "key" = (SELECT c."key" FROM chains c WHERE c.id = $2) WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM versions v WHERE v.volume = volumes.id)
 		AND NOT EXISTS (SELECT 1 FROM heads h WHERE h.volume = volumes.id)`,
 
 	headInsert: `INSERT INTO heads (volume, account, state, reason, hint, size, tags, snapshot, base, layer, export, rate, rollback, safety, created)
@@ -421,7 +433,7 @@ var statementText = [numStatements]string{
 	catalogueDumped: `UPDATE region SET dump = $1, dumped = $2, dumped_audit = $3`,
 	trustedPut:      `INSERT INTO trusted_keys (public, added) VALUES ($1, $2) ON CONFLICT (public) DO NOTHING`,
 	trustedList:     `SELECT public FROM trusted_keys ORDER BY public`,
-	chainUpdate:     `UPDATE chains SET wrapped_key = $2, proven = $3 WHERE id = $1`,
+	chainUpdate:     `UPDATE chains SET wrapped_key = $2, proven = $3, "key" = $4, generation = $5 WHERE id = $1`,
 	volumeList:      `SELECT ` + volumeColumns + ` FROM volumes ORDER BY id`,
 	auditTail: `SELECT id, at, account, action, subject, detail FROM
 		(SELECT id, at, account, action, subject, detail FROM audit ORDER BY id DESC LIMIT $1) tail ORDER BY id`,

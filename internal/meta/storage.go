@@ -148,7 +148,7 @@ func (tx *Tx) MeterDay(now time.Time, limit int) (n int, err error) {
 // by id, those that follow one, at most limit. Those of which something is being
 // freed are left out.
 func (tx *Tx) Uncounted(after snapferry.VersionID, limit int) ([]Version, error) {
-	return list(tx, storageUncounted, scanVersion, "versions", hexText(after), limit)
+	return list(tx, storageUncounted, tx.scanVersion, "versions", hexText(after), limit)
 }
 
 func startOfDay(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }

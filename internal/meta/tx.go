@@ -13,6 +13,7 @@ import (
 // still refers to what goes, or what is referred to is not there.
 type Tx struct {
 	ctx        context.Context
+	db         *DB
 	tx         *sql.Tx
 	statements *statements
 	wrote      bool

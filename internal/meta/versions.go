@@ -5,10 +5,20 @@ import (
 	"github.com/snapferry/snapferry/digest"
 )
 
-func scanVersion(r scanner, v *Version) error {
-	return r.Scan(hexColumn{v.ID[:]}, hexColumn{v.Chain[:]}, &v.Volume, hexColumn{v.Parent[:]}, &v.State, &v.Edge, &v.Size, &v.Algorithm,
-		blobColumn{v.Digest[:]}, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed},
-		&v.Reserved, &v.Loose, &v.Due, &v.Looked, &v.Stale)
+func (tx *Tx) scanVersion(r scanner, v *Version) error {
+	var d []byte
+	err := r.Scan(hexColumn{v.ID[:]}, hexColumn{v.Chain[:]}, &v.Volume, hexColumn{v.Parent[:]}, &v.State, &v.Edge, &v.Size, &v.Algorithm,
+		&d, &v.Root, &v.Blocks, &v.Revision, &v.Token, &v.Sequence, timeColumn{&v.Created}, timeColumn{&v.Sealed},
+		&v.Reserved, &v.Loose, &v.Due, &v.Looked, &v.Stale, &v.Key)
+	if err != nil {
+		return err
+	}
+	s := tx.sealer(v.Key)
+	if err := s.openDigest(&v.Digest, placeOf("digest", v.ID), d); err != nil {
+		return err
+	}
+	v.Root, err = s.open(placeOf("root", v.ID), v.Root)
+	return err
 }
 
 // InsertVersion adds a version. Its parent must be in the same chain (Invalid),
@@ -27,15 +37,38 @@ func (tx *Tx) InsertVersion(v Version) error {
 			return snapferry.Errorf(snapferry.Conflict, "add version %s: its parent %s is being deleted", v.ID, p.ID)
 		}
 	}
+	c, err := tx.Chain(v.Chain)
+	if err != nil {
+		return err
+	}
+	d, root, lookup, err := tx.content(c, v)
+	if err != nil {
+		return err
+	}
 	return tx.run(versionInsert, []any{
 		hexOrNull(v.ID), hexOrNull(v.Chain), string(v.Volume), hexOrNull(v.Parent), string(v.State), v.Edge, v.Size, int64(v.Algorithm),
-		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, v.Sequence, millis(v.Created), millis(v.Sealed), max(v.Reserved, v.Revision),
+		d, root, v.Blocks, v.Revision, v.Token, v.Sequence, millis(v.Created), millis(v.Sealed), max(v.Reserved, v.Revision), lookup,
 	}, "add version %s", v.ID)
+}
+
+// content is what is stored of the content of a version of a chain.
+func (tx *Tx) content(c Chain, v Version) (d, root, lookup any, err error) {
+	s := tx.sealer(c.Key)
+	if d, err = s.seal(placeOf("digest", v.ID), digestBytes(v.Digest)); err != nil {
+		return nil, nil, nil, err
+	}
+	if root, err = s.seal(placeOf("root", v.ID), v.Root); err != nil {
+		return nil, nil, nil, err
+	}
+	if c.Key != "" && !v.Digest.IsZero() {
+		lookup = s.key.Lookup(c.Account, v.Digest)
+	}
+	return d, root, lookup, nil
 }
 
 // Version returns a version by its id.
 func (tx *Tx) Version(id snapferry.VersionID) (Version, error) {
-	return get(tx, versionGet, scanVersion, "version", id, hexText(id))
+	return get(tx, versionGet, tx.scanVersion, "version", id, hexText(id))
 }
 
 // UpdateVersion writes what can change of a version (parent, state, size,
@@ -50,8 +83,16 @@ func (tx *Tx) UpdateVersion(v Version, expectEdge int64) error {
 	if old.State != v.State && !old.State.CanBecome(v.State) {
 		return snapferry.Errorf(snapferry.Conflict, "version %s is %s and cannot become %s", v.ID, old.State, v.State)
 	}
+	c, err := tx.Chain(old.Chain)
+	if err != nil {
+		return err
+	}
+	d, root, lookup, err := tx.content(c, v)
+	if err != nil {
+		return err
+	}
 	n, err := tx.exec(versionUpdate, hexText(v.ID), expectEdge, hexOrNull(v.Parent), string(v.State), v.Size,
-		digestOrNull(v.Digest), blobOrNull(v.Root), v.Blocks, v.Revision, v.Token, millis(v.Sealed))
+		d, root, v.Blocks, v.Revision, v.Token, millis(v.Sealed), lookup)
 	if err != nil {
 		return fail(err, "write version %s", v.ID)
 	}
@@ -69,7 +110,7 @@ func (tx *Tx) DeleteVersion(id snapferry.VersionID) error {
 
 // Children returns the versions whose parent is id, oldest first.
 func (tx *Tx) Children(id snapferry.VersionID) ([]Version, error) {
-	return list(tx, versionChildren, scanVersion, "versions", hexText(id))
+	return list(tx, versionChildren, tx.scanVersion, "versions", hexText(id))
 }
 
 // Offspring returns how many children a version has, and how many of them are
@@ -82,7 +123,7 @@ func (tx *Tx) Offspring(id snapferry.VersionID) (children, open int, err error) 
 // NewestSealed returns the newest sealed version of a lineage; NotFound when it
 // has none.
 func (tx *Tx) NewestSealed(volume snapferry.VolumeID) (Version, error) {
-	return get(tx, versionNewest, scanVersion, "sealed version of volume", volume, string(volume))
+	return get(tx, versionNewest, tx.scanVersion, "sealed version of volume", volume, string(volume))
 }
 
 // LastSequence returns the sequence of the newest version of a lineage, of
@@ -93,23 +134,27 @@ func (tx *Tx) LastSequence(volume snapferry.VolumeID) (n int64, err error) {
 
 // VersionsIn returns the versions of a chain, oldest first.
 func (tx *Tx) VersionsIn(chain snapferry.ChainID) ([]Version, error) {
-	return list(tx, versionsInChain, scanVersion, "versions", hexText(chain))
+	return list(tx, versionsInChain, tx.scanVersion, "versions", hexText(chain))
 }
 
 // OpenVersions returns the open versions, oldest first.
 func (tx *Tx) OpenVersions() ([]Version, error) {
-	return list(tx, versionsOpen, scanVersion, "versions")
+	return list(tx, versionsOpen, tx.scanVersion, "versions")
 }
 
 // VersionsByDigest returns the account's versions with a digest, ghosts
 // included, newest first.
 func (tx *Tx) VersionsByDigest(account snapferry.AccountID, d digest.Digest) ([]Version, error) {
-	return list(tx, versionsByDigest, scanVersion, "versions", string(account), digestOrNull(d))
+	var lookup any
+	if tx.db.sealer != nil {
+		lookup = tx.db.sealer.Lookup(account, d)
+	}
+	return list(tx, versionsByDigest, tx.scanVersion, "versions", string(account), digestOrNull(d), lookup)
 }
 
 // AllVersions returns every version, oldest first.
 func (tx *Tx) AllVersions() ([]Version, error) {
-	return list(tx, versionsAll, scanVersion, "versions")
+	return list(tx, versionsAll, tx.scanVersion, "versions")
 }
 
 // PutHold gives a version a reason to live; a second time it changes nothing.
@@ -141,15 +186,28 @@ func (tx *Tx) Holds(version snapferry.VersionID) ([]Hold, error) {
 
 // PutCheckpoint writes how far an open version has come.
 func (tx *Tx) PutCheckpoint(c Checkpoint) error {
+	v, err := tx.Version(c.Version)
+	if err != nil {
+		return err
+	}
+	root, err := tx.sealer(v.Key).seal(placeOf("checkpoint", c.Version), c.Root)
+	if err != nil {
+		return err
+	}
 	return tx.run(checkpointPut, []any{
-		hexOrNull(c.Version), blobOrNull(c.Root), blobOrNull(c.Finished), jsonText(c.Counts), millis(c.Updated),
+		hexOrNull(c.Version), root, blobOrNull(c.Finished), jsonText(c.Counts), millis(c.Updated),
 	}, "write the checkpoint of version %s", c.Version)
 }
 
 // Checkpoint returns how far an open version has come.
 func (tx *Tx) Checkpoint(version snapferry.VersionID) (Checkpoint, error) {
 	return get(tx, checkpointGet, func(r scanner, c *Checkpoint) error {
-		return r.Scan(hexColumn{c.Version[:]}, &c.Root, &c.Finished, jsonColumn{&c.Counts}, timeColumn{&c.Updated})
+		var key snapferry.KeyID
+		err := r.Scan(hexColumn{c.Version[:]}, &c.Root, &c.Finished, jsonColumn{&c.Counts}, timeColumn{&c.Updated}, &key)
+		if err == nil {
+			c.Root, err = tx.sealer(key).open(placeOf("checkpoint", c.Version), c.Root)
+		}
+		return err
 	}, "checkpoint of version", version, hexText(version))
 }
 

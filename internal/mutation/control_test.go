@@ -239,7 +239,7 @@ var controlList = []mutation{
 	},
 	{
 		name: "what volumes read of a copy before a restart crosses again", pkg: control, test: "TestVolumeOfRunningCopy",
-		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(m.row.Version)()\n", ""}},
+		edits: []edit{{ctlCopyJob, "\t\tdefer r.files.Caches.Hold(m.row.Version, keys)()\n", "\t\t_ = keys\n"}},
 	},
 	{
 		name: "the folder of all volumes is not durable", pkg: control, test: "TestFirstVolumeSurvives",

@@ -5,6 +5,22 @@ const layer = "internal/layer"
 // layerList is the faults of the layers of live volumes.
 var layerList = []mutation{
 	{
+		name: "a page is encrypted under its number in the file", pkg: layer, test: "TestEncryptedFiles",
+		edits: []edit{{layer + "/sealed.go", "first: uint64(stripe) * stripePages}", "first: 0}"}},
+	},
+	{
+		name: "a hole of an encrypted layer is decrypted", pkg: layer, test: "TestPowerCuts",
+		edits: []edit{{layer + "/sealed.go", "\t\t\t\tholes |= 1 << i\n", "\t\t\t\tholes |= 0\n"}},
+	},
+	{
+		name: "an encrypted layer is copied as it is", pkg: layer, test: "TestAbsorb",
+		edits: []edit{{layer + "/write.go", "copier, ok := f.File.(Copier)", "copier, ok := f.File.(Copier)\n\tif x, is := f.File.(*sealedFile); is {\n\t\tcopier, ok = x.File.(Copier)\n\t}\n\tif x, is := from.File.(*sealedFile); is {\n\t\tfrom = &file{File: x.File}\n\t}"}},
+	},
+	{
+		name: "a layer in the clear is taken for an encrypted one", pkg: layer, test: "TestKeyFile",
+		edits: []edit{{layer + "/sealed.go", "case !has && slices.ContainsFunc(names, isContent):", "case false:"}},
+	},
+	{
 		name: "a volume that is closed takes calls", pkg: "internal/head", test: "TestCloseBesideAll",
 		edits: []edit{{"internal/head/volume.go", "\tv.closed = true\n", ""}},
 	},

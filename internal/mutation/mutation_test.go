@@ -31,7 +31,7 @@ type edit struct{ file, old, new string }
 
 // all returns the faults of all lists.
 func all() (ms []*mutation) {
-	for _, l := range [][]mutation{list, recoveryList, controlList, layerList, simulationList, transferList} {
+	for _, l := range [][]mutation{list, recoveryList, controlList, layerList, simulationList, transferList, keysList} {
 		for i := range l {
 			ms = append(ms, &l[i])
 		}

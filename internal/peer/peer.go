@@ -60,23 +60,24 @@ type describeRequest struct {
 
 // description is the JSON form of transfer.Description.
 type description struct {
-	Snapshot snapferry.SnapshotID `json:"snapshot"`
-	Size     int64                `json:"size"`
-	Digest   digest.Digest        `json:"digest"`
-	Present  int64                `json:"present"`
-	Root     []byte               `json:"root,omitempty"` // logical node
-	Name     string               `json:"name,omitempty"`
-	Created  time.Time            `json:"created"`
-	Volume   string               `json:"volume"`
-	VolumeID snapferry.VolumeID   `json:"volume_id"`
-	Chain    string               `json:"chain"`
-	Lineage  []digest.Digest      `json:"lineage"`
+	Snapshot  snapferry.SnapshotID `json:"snapshot"`
+	Size      int64                `json:"size"`
+	Digest    digest.Digest        `json:"digest"`
+	Present   int64                `json:"present"`
+	Root      []byte               `json:"root,omitempty"` // logical node
+	Name      string               `json:"name,omitempty"`
+	Created   time.Time            `json:"created"`
+	Volume    string               `json:"volume"`
+	VolumeID  snapferry.VolumeID   `json:"volume_id"`
+	Chain     string               `json:"chain"`
+	Encrypted bool                 `json:"encrypted,omitempty"`
+	Lineage   []digest.Digest      `json:"lineage"`
 }
 
 func describe(d transfer.Description) description {
 	x := description{
 		Snapshot: d.Snapshot, Size: d.Size, Digest: d.Digest, Present: d.Present, Name: d.Name, Created: d.Created,
-		Volume: d.Volume, VolumeID: d.VolumeID, Chain: d.Chain.String(), Lineage: d.Lineage,
+		Volume: d.Volume, VolumeID: d.VolumeID, Chain: d.Chain.String(), Encrypted: d.Encrypted, Lineage: d.Lineage,
 	}
 	if d.Root != nil {
 		x.Root = d.Root.AppendLogical(nil)
@@ -87,7 +88,7 @@ func describe(d transfer.Description) description {
 func (x description) decode() (d transfer.Description, err error) {
 	d = transfer.Description{
 		Snapshot: x.Snapshot, Name: x.Name, Created: x.Created, Volume: x.Volume, VolumeID: x.VolumeID,
-		Info: transfer.Info{Size: x.Size, Digest: x.Digest, Present: x.Present}, Lineage: x.Lineage,
+		Info: transfer.Info{Size: x.Size, Digest: x.Digest, Present: x.Present}, Lineage: x.Lineage, Encrypted: x.Encrypted,
 	}
 	if len(d.Lineage) > transfer.MaxLineage {
 		d.Lineage = d.Lineage[:transfer.MaxLineage]

@@ -124,6 +124,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, c transfer.Calle
 var statuses = map[snapferry.Kind]int{
 	snapferry.Internal: 500, snapferry.Invalid: 400, snapferry.NotFound: 404, snapferry.Exists: 409, snapferry.Conflict: 409, snapferry.Denied: 403,
 	snapferry.Unavailable: 503, snapferry.Corrupt: 500, snapferry.Full: 507, snapferry.Unsupported: 501, snapferry.Cancelled: 499,
+	snapferry.KeyUnusable: 424,
 }
 
 func (s *server) fail(w http.ResponseWriter, r *http.Request, c transfer.Caller, err error) {

@@ -38,6 +38,9 @@ func (r *run) build(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := r.sealWith(db, r.who.region.LookupKey); err != nil {
+		return err
+	}
 	segments, objects, err := r.layout(ctx)
 	if err != nil {
 		return err
@@ -49,7 +52,7 @@ func (r *run) build(ctx context.Context) (err error) {
 				return err
 			}
 		}
-		for _, step := range []func(*meta.Tx) error{r.putRegion, r.putOwners, r.putVersions, r.putGraves, r.putSnapshots, r.putPins} {
+		for _, step := range []func(*meta.Tx) error{r.putRegion, r.putKeyring, r.putOwners, r.putVersions, r.putGraves, r.putSnapshots, r.putPins} {
 			if err := step(tx); err != nil {
 				return err
 			}
@@ -290,7 +293,9 @@ func (r *run) putVolumes(tx *meta.Tx) error {
 	}
 	if r.who.dump != nil {
 		for _, v := range r.who.dump.Volumes {
-			rows[v.ID] = meta.Volume(v)
+			rows[v.ID] = meta.Volume{
+				ID: v.ID, Account: v.Account, Name: v.Name, Chain: v.Chain, OriginRegion: v.OriginRegion, OriginVolume: v.OriginVolume, Created: v.Created,
+			}
 		}
 	}
 	r.report.Volumes = int64(len(rows))

@@ -239,7 +239,9 @@ func readRows(tx *meta.Tx, d *dump.Dump) error {
 	}
 	volumes, err := tx.Volumes()
 	for _, v := range volumes {
-		d.Volumes = append(d.Volumes, dump.Volume(v))
+		d.Volumes = append(d.Volumes, dump.Volume{
+			ID: v.ID, Account: v.Account, Name: v.Name, Chain: v.Chain, OriginRegion: v.OriginRegion, OriginVolume: v.OriginVolume, Created: v.Created,
+		})
 	}
 	return err
 }

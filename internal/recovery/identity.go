@@ -108,7 +108,7 @@ func (r *run) newKeys() error {
 func (r *run) noKeys() error {
 	why := "the bucket has no dump of the metadata"
 	switch {
-	case len(r.names.dumps) > 0 && r.Key == nil:
+	case len(r.names.dumps) > 0 && r.dumpKey == nil:
 		why = "the region's key is missing, which opens the dumps of the metadata"
 	case len(r.names.dumps) > 0:
 		why = "no dump of the metadata opens with the region's key"
@@ -119,7 +119,7 @@ func (r *run) noKeys() error {
 
 // readDump opens the newest dump that can be.
 func (r *run) readDump(ctx context.Context) error {
-	if r.Key == nil {
+	if r.dumpKey == nil {
 		if len(r.names.dumps) > 0 {
 			r.findings.note("", snapferry.VersionID{}, "the dumps of the metadata were not used: there is no key of the region")
 		}
@@ -129,7 +129,7 @@ func (r *run) readDump(ctx context.Context) error {
 		p, err := r.Bucket.Get(ctx, name, dump.MaxSize)
 		var d *dump.Dump
 		if err == nil {
-			d, err = dump.Decode(p, r.Key)
+			d, err = dump.Decode(p, r.dumpKey)
 		}
 		if n, _ := dump.ParseName(name); err == nil && (d.Number != n || d.Region.ID != r.ID || d.Region.Name != r.Region) {
 			err = snapferry.Errorf(snapferry.Corrupt, "it is dump %d of region %s (%s)", d.Number, d.Region.Name, d.Region.ID)

@@ -437,7 +437,7 @@ func TestRefusals(t *testing.T) {
 	r := small(t)
 	for name, change := range map[string]func(*recovery.Config){
 		"merge with nothing": merge,
-		"no key":             func(c *recovery.Config) { c.Key = nil },
+		"no key":             func(c *recovery.Config) { c.RegionKey = nil },
 	} {
 		cfg := r.config()
 		change(&cfg)
@@ -446,7 +446,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	cfg := r.config()
-	cfg.Key, cfg.Trust = nil, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	cfg.RegionKey, cfg.Trust = nil, make(ed25519.PublicKey, ed25519.PublicKeySize)
 	if _, err := recovery.Run(r.ctx, cfg); !snapferry.IsKind(err, snapferry.Corrupt) {
 		t.Errorf("another key: got %v, want Corrupt", err)
 	}
@@ -471,7 +471,7 @@ func TestRefusals(t *testing.T) {
 func TestTrust(t *testing.T) {
 	r := small(t)
 	public := r.key.Public().(ed25519.PublicKey)
-	rep := r.recover(func(c *recovery.Config) { c.Key, c.Trust = nil, public })
+	rep := r.recover(func(c *recovery.Config) { c.RegionKey, c.Trust = nil, public })
 	wantComplete(t, rep)
 	if !rep.NewKey || rep.Dump != 0 {
 		t.Errorf("report: %+v", rep)

@@ -137,14 +137,14 @@ func (s *oldState) spliced(f *forest) map[snapferry.VersionID]bool {
 // tell.
 func (r *run) deletions(ctx context.Context) (map[snapferry.SnapshotID]bool, error) {
 	deleted := map[snapferry.SnapshotID]bool{}
-	if r.Key == nil {
+	if r.dumpKey == nil {
 		return deleted, nil
 	}
 	for _, name := range r.names.dumps {
 		p, err := r.Bucket.Get(ctx, name, dump.MaxSize)
 		var d *dump.Dump
 		if err == nil {
-			d, err = dump.Decode(p, r.Key)
+			d, err = dump.Decode(p, r.dumpKey)
 		}
 		if err != nil && !isFinding(err) {
 			return nil, err

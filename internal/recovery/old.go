@@ -14,6 +14,7 @@ import (
 // oldState is what the metadata knew that a merge goes on from.
 type oldState struct {
 	region    meta.Region
+	keyring   meta.Keyring // number 0: none
 	catalogue meta.Catalogue
 	trusted   []ed25519.PublicKey
 	audited   time.Time // the last line of the audit
@@ -43,6 +44,9 @@ func readOld(ctx context.Context, db *meta.DB) (*oldState, error) {
 			return err
 		}
 		if s.trusted, err = tx.TrustedKeys(); err != nil {
+			return err
+		}
+		if s.keyring, err = tx.Keyring(); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 			return err
 		}
 		last, err := tx.LastAudit(1)

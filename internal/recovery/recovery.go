@@ -32,9 +32,11 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/dump"
 	"github.com/snapferry/snapferry/internal/blob"
+	"github.com/snapferry/snapferry/internal/kms"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/vault"
 	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/seal"
 )
 
 // Config says what to rebuild. Nobody else may use the region meanwhile.
@@ -47,7 +49,8 @@ type Config struct {
 	ID          string
 	Incarnation uint64
 	Starts      []meta.Audit
-	Key         dump.Sealer       // opens the dumps of the metadata; nil: there is no key
+	RegionKey   []byte // opens the dumps of the metadata, and the keyring; nil: there is none
+	Drivers     map[string]kms.Driver
 	Trust       ed25519.PublicKey // of records, where neither dump nor metadata tell; nil: none
 	Merge       bool              // over the metadata at Path, which must be there
 	// AcceptDeleted takes for deleted what the merge cannot prove to be.
@@ -90,6 +93,8 @@ type run struct {
 	inv      *inventory
 	forest   *forest
 	chains   map[snapferry.ChainID]*chain
+	dumpKey  dump.Sealer // nil: there is no key of the region
+	keys     *keys
 	proven   map[snapferry.ChainID]bool
 	broken   map[snapferry.ChainID]bool
 	missing  map[snapferry.SnapshotID]bool // taken for deleted, without a proof
@@ -105,6 +110,7 @@ type names struct {
 	objects []*object
 	chains  []string
 	dumps   []string // ascending
+	keyring []string // ascending
 }
 
 // Run rebuilds the metadata. The error says why that could not be done, and
@@ -122,6 +128,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		report: &Report{Region: cfg.Region, Merge: cfg.Merge, DryRun: cfg.DryRun, Deleted: []snapferry.SnapshotID{}, Missing: []snapferry.SnapshotID{}},
 	}
 	err := r.run(ctx)
+	if r.keys != nil && r.keys.store != nil {
+		r.keys.store.Close()
+	}
 	if r.cache != nil {
 		err = errors.Join(err, r.cache.close())
 	}
@@ -135,15 +144,20 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 }
 
 func (r *run) run(ctx context.Context) (err error) {
+	if r.RegionKey != nil {
+		if r.dumpKey, err = seal.NewDumpKey(r.RegionKey); err != nil {
+			return err
+		}
+	}
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
 	if r.cache, err = openCache(r.Bucket, r.Path+cacheSuffix); err != nil {
 		return err
 	}
-	r.inv = &inventory{cache: r.cache, findings: &r.findings, segments: map[segKey]*seg{}, footers: nil}
+	r.inv = &inventory{sealer: r.segmentSealer, cache: r.cache, findings: &r.findings, segments: map[segKey]*seg{}, footers: nil}
 	for _, step := range []func(context.Context) error{
-		r.list, r.identify, r.readRecords, r.readChains, r.readObjects, r.plan, r.findMissing, r.walk, r.build, r.install,
+		r.list, r.identify, r.readChains, r.openKeys, r.readRecords, r.readObjects, r.plan, r.findMissing, r.walk, r.build, r.install,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -165,6 +179,10 @@ func (r *run) list(ctx context.Context) error {
 		case strings.HasPrefix(i.Name, record.ChainPrefix()):
 			r.names.chains = append(r.names.chains, i.Name)
 			r.names.sizes[i.Name] = i.Size
+		case strings.HasPrefix(i.Name, record.KeyringPrefix()):
+			if _, err := record.ParseKeyringName(i.Name); err == nil {
+				r.names.keyring = append(r.names.keyring, i.Name)
+			}
 		case strings.HasPrefix(i.Name, dump.Prefix()):
 			if _, err := dump.ParseName(i.Name); err == nil {
 				r.names.dumps = append(r.names.dumps, i.Name)
@@ -200,7 +218,7 @@ func (r *run) readRecords(ctx context.Context) error {
 		x := &r.names.records[i]
 		p, err := r.get(ctx, x.name, record.MaxSize)
 		if err == nil {
-			if x.record, err = record.DecodeTrusted(p, r.who.keys, nil); err != nil {
+			if x.record, err = r.decodeRecord(ctx, p); err != nil {
 				err = errors.Join(err, r.cache.drop(x.name))
 			}
 		}
@@ -385,6 +403,9 @@ func (r *run) prepare(ctx context.Context) error {
 	db, err := meta.Open(ctx, meta.Config{Path: r.Path})
 	if err != nil {
 		return err
+	}
+	if err := r.openSealed(ctx, db); err != nil {
+		return errors.Join(err, db.Close())
 	}
 	if err := r.prepareOver(ctx, db); err != nil {
 		return errors.Join(err, db.Close())

@@ -58,6 +58,8 @@ const (
 	start    = "incarnation/00000000000000000001"
 )
 
+var regionKey = bytes.Repeat([]byte{9}, seal.KeySize)
+
 var migrated []byte // metadata that is migrated already
 
 func TestMain(m *testing.M) {
@@ -93,7 +95,7 @@ func newRegionOn(t testing.TB, driver blob.Driver) *region {
 		t: t, ctx: context.Background(), path: filepath.Join(t.TempDir(), "meta.db"), driver: driver, bucket: blob.New(driver), key: key,
 		account: snapferry.NewAccountID(), snaps: map[string]*snap{},
 	}
-	if r.dumpKey, err = seal.NewDumpKey(bytes.Repeat([]byte{9}, seal.KeySize)); err != nil {
+	if r.dumpKey, err = seal.NewDumpKey(regionKey); err != nil {
 		t.Fatal(err)
 	}
 	r.must(os.WriteFile(r.path, migrated, 0o600))
@@ -302,7 +304,7 @@ func (r *region) catalogue() *recovery.Catalogue {
 func (r *region) dump() { r.t.Helper(); r.must(r.catalogue().Write(r.ctx)) }
 
 func (r *region) config() recovery.Config {
-	return recovery.Config{Bucket: r.bucket, Path: r.path, Region: "east", ID: regionID, Incarnation: 1, Key: r.dumpKey}
+	return recovery.Config{Bucket: r.bucket, Path: r.path, Region: "east", ID: regionID, Incarnation: 1, RegionKey: regionKey}
 }
 
 // recover rebuilds the metadata and opens it.

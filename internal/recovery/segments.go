@@ -67,6 +67,7 @@ func (s *slots) add(slot uint16) {
 // inventory is what the objects of the bucket hold.
 type inventory struct {
 	cache    *cache
+	sealer   func(ctx context.Context, chain snapferry.ChainID, id snapferry.SegmentID) (segment.Sealer, error)
 	findings *findings
 	objects  []*object
 	segments map[segKey]*seg
@@ -133,7 +134,11 @@ func (v *inventory) readFooter(ctx context.Context, b *body) (*segment.Footer, e
 	if tail, err = v.cache.read(ctx, b.object.name, b.object.size, end-int64(span), int64(span)); err != nil {
 		return nil, err
 	}
-	f, err := segment.DecodeFooter(tail, b.Length, nil)
+	s, err := v.sealer(ctx, b.header.Chain, b.Segment)
+	if err != nil {
+		return nil, err
+	}
+	f, err := segment.DecodeFooter(tail, b.Length, s)
 	if err == nil && f.Segment != b.Segment {
 		err = snapferry.Errorf(snapferry.Corrupt, "its footer is that of segment %s", f.Segment)
 	}
@@ -252,7 +257,7 @@ func (v *inventory) entry(ctx context.Context, b *body, kind snapferry.FrameKind
 	case !ok:
 		return e, snapferry.Errorf(snapferry.Corrupt, "segment %s in object %s does not have slot %d", ref.Segment, b.object.name, ref.Slot)
 	case !f.HasInfo():
-		return e, snapferry.Errorf(snapferry.Unsupported, "segment %s is sealed, and this program has no keys", ref.Segment)
+		return e, snapferry.Errorf(snapferry.Unsupported, "segment %s is sealed, and the key of chain %s cannot be used", ref.Segment, b.header.Chain)
 	case e.Info.Kind != kind || e.Info.Position != at || e.Length != ref.Length:
 		return e, snapferry.Errorf(snapferry.Corrupt, "slot %d of segment %s in object %s has %s %s of %d bytes, not %s %s of %d",
 			ref.Slot, ref.Segment, b.object.name, e.Info.Kind, place(e.Info.Position), e.Length, kind, place(at), ref.Length)

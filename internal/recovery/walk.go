@@ -264,7 +264,13 @@ func (v *inventory) readNode(ctx context.Context, b *body, at snapferry.Position
 	if err != nil {
 		return nil, err
 	}
-	n, err := decodeNode(e.Verify(p), p, e.Info.Codec, at, d)
+	bad := e.Verify(p)
+	if s, err := v.sealer(ctx, b.header.Chain, b.Segment); err != nil {
+		return nil, err
+	} else if s != nil && bad == nil {
+		p, bad = s.Open(nil, p, ref.Slot, e.Info)
+	}
+	n, err := decodeNode(bad, p, e.Info.Codec, at, d)
 	if err != nil {
 		err = snapferry.Errorf(snapferry.KindOf(err), "object %s, slot %d of segment %s: %w", b.object.name, ref.Slot, ref.Segment, err)
 		if err2 := v.cache.drop(b.object.name); err2 != nil {

@@ -1,7 +1,9 @@
 package simtest
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"strings"
@@ -198,7 +200,7 @@ func (a *accounts) record(ctx context.Context, v meta.Version) {
 		a.tb.Errorf("%s: record of version %s: %v", a.region.Name, v.ID, err)
 		return
 	}
-	rec, err := record.Decode(p, a.region.PublicKey(), nil)
+	rec, err := a.open(ctx, p, v)
 	if err != nil {
 		a.tb.Errorf("%s: record of version %s: %v", a.region.Name, v.ID, err)
 		return
@@ -206,6 +208,19 @@ func (a *accounts) record(ctx context.Context, v meta.Version) {
 	if rec.Version != v.ID || rec.Chain != v.Chain || rec.Size != v.Size || rec.State != v.State || rec.Digest != v.Digest {
 		a.tb.Errorf("%s: record of version %s says %v %d %v, want %v %d %v", a.region.Name, v.ID, rec.State, rec.Size, rec.Digest, v.State, v.Size, v.Digest)
 	}
+}
+
+// open decodes the record of a version, with the key of its chain.
+func (a *accounts) open(ctx context.Context, p []byte, v meta.Version) (*record.Record, error) {
+	k, err := a.region.Keys.Record(ctx, v.Chain, v.ID)
+	if err != nil {
+		return nil, err
+	}
+	var s record.Sealer
+	if k != nil {
+		s = k
+	}
+	return record.Decode(p, a.region.PublicKey(), s)
 }
 
 // segment checks the accounts of a segment whose version is real.
@@ -321,7 +336,7 @@ func (o objectReader) ReadAt(p []byte, off int64) (int, error) {
 func (r *Region) deep(tb TB) {
 	tb.Helper()
 	report, err := fsck.Run(context.Background(), fsck.Config{
-		DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Region: r.Name, SignPublic: r.PublicKey(), Deep: true,
+		DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Region: r.Name, SignPublic: r.PublicKey(), Deep: true, Keys: r.Keys,
 	})
 	if err != nil {
 		tb.Errorf("%s: fsck: %v", r.Name, err)
@@ -376,6 +391,32 @@ func (r *Region) settle(ctx context.Context, visit func([]snapferry.VersionID) e
 		}
 	}
 	return errors.New("deletion does not come to its end")
+}
+
+// CheckChain fails the test unless the newest object of a chain says what the metadata
+// does.
+func (r *Region) CheckChain(tb TB, c meta.Chain) {
+	tb.Helper()
+	first := record.ChainName(c.ID, 0)
+	newest := ""
+	err := r.Bucket.List(context.Background(), first[:len(first)-20], "", func(i blob.Info) error {
+		newest = i.Name
+		return nil
+	})
+	var p []byte
+	if err == nil {
+		p, err = r.Bucket.Get(context.Background(), newest, record.MaxChainSize)
+	}
+	var there *record.Chain
+	if err == nil {
+		there, err = record.DecodeChain(p, []ed25519.PublicKey{r.PublicKey()})
+	}
+	switch {
+	case err != nil:
+		tb.Errorf("%s: object %q of chain %s: %v", r.Name, newest, c.ID, err)
+	case there.ID != c.ID || there.Account != c.Account || !bytes.Equal(there.WrappedKey, c.WrappedKey):
+		tb.Errorf("%s: object %q of chain %s says something else than the metadata", r.Name, newest, c.ID)
+	}
 }
 
 // WantNothing fails the test unless the region's last version is gone and left

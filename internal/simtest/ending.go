@@ -98,6 +98,7 @@ func (w *World) checkOwners(s *site) {
 			if err != nil {
 				return err
 			}
+			s.CheckChain(w.tb, chain)
 			snaps, err := tx.SnapshotsOfVersion(v.ID)
 			if err != nil {
 				return err
@@ -137,7 +138,7 @@ func (w *World) rot() {
 	w.log("byte %d of object %s of %s is damaged", at%o.Size, o.Name, s.Name)
 	s.Faulty.FlipByte(o.Name, at%o.Size)
 	report, err := fsck.Run(w.ctx, fsck.Config{
-		DB: s.DB, Bucket: s.Bucket, Vault: s.Another(), Region: s.Name, SignPublic: s.PublicKey(), Deep: true,
+		DB: s.DB, Bucket: s.Bucket, Vault: s.Another(), Region: s.Name, SignPublic: s.PublicKey(), Deep: true, Keys: s.Keys,
 	})
 	if err != nil || report.Clean {
 		w.fail("%s: byte %d of object %s is damaged, and the check finds nothing: %v", s.Name, at%o.Size, o.Name, err)
@@ -158,6 +159,9 @@ func (w *World) rot() {
 func (w *World) clear() {
 	w.tb.Helper()
 	w.log("delete everything")
+	if w.keys != nil && w.seed%2 == 0 {
+		w.lock()
+	}
 	for _, v := range w.vols {
 		if v.id != "" && !v.gone {
 			w.removeVolume(v)

@@ -31,10 +31,11 @@ type snapshot struct {
 	acked   bool                // the request was answered well
 	dropped bool                // its deletion was asked for, and may happen
 	gone    bool                // it is deleted, or never came about
+	secret  bool                // it is encrypted
 
 	// What had gone wrong when it was asked for.
-	calm, overtaken                bool
-	troubles, full, flips, reboots int
+	calm, overtaken, locked               bool
+	troubles, full, flips, reboots, locks int
 }
 
 func (s *snapshot) String() string {
@@ -58,6 +59,7 @@ func (s *snapshot) making() bool {
 func (w *World) expect(s *snapshot) *snapshot {
 	s.sum = s.disk.Digest()
 	s.calm, s.troubles, s.full, s.flips, s.reboots = !w.trouble, w.troubles, w.full, w.flips, s.site.reboots
+	s.locked, s.locks = w.locked, w.locks
 	s.overtaken = time.Now().Before(s.site.dying)
 	w.snaps = append(w.snaps, s)
 	return s
@@ -181,7 +183,7 @@ func (w *World) seen(s *snapshot, x snapferry.Snapshot) {
 	case s.state != "" && s.state.Settled() && x.State != s.state && !(s.dropped && x.State == snapferry.SnapshotDeleting):
 		w.fail("%v was %s, and is %s", s, s.state, x.State)
 	}
-	s.id, s.copy = x.ID, x.Copy
+	s.id, s.copy, s.secret = x.ID, x.Copy, x.Encrypted
 	if x.Progress != nil {
 		w.progress(s, *x.Progress)
 	}
@@ -233,6 +235,9 @@ func (w *World) becameReady(s *snapshot, x snapferry.Snapshot) {
 	if x.Digest != s.sum {
 		w.fail("%v: got digest %v, want %v", s, x.Digest, s.sum)
 	}
+	if x.Encrypted != (x.Key != "") || s.source != nil && s.source.secret && !x.Encrypted {
+		w.fail("%v: encrypted is %v, with key %q, and of its source %v", s, x.Encrypted, x.Key, s.source != nil && s.source.secret)
+	}
 	if s.source == nil {
 		return
 	}
@@ -280,6 +285,7 @@ func (w *World) excuse(s *snapshot, x snapferry.Snapshot) {
 	switch {
 	case kind == snapferry.Full && (w.full > s.full || !s.calm && w.full > 0):
 	case kind == snapferry.Corrupt && (w.flips > s.flips || !s.calm && w.flips > 0):
+	case kind == snapferry.KeyUnusable && s.source == nil && (s.locked || w.locks > s.locks):
 	case s.source == nil && s.over == nil && (rebooted || !s.acked): // its disk is lost
 	case s.source == nil && s.over == nil && kind == snapferry.Unavailable && (!s.calm || w.troubles > s.troubles):
 	case s.over != nil && (s.over.broken || s.over.adrift()):
@@ -432,7 +438,7 @@ func (w *World) observeState(v *volume, x snapferry.Volume) {
 	case v.adrift():
 		w.log("volume %v is in error: %s", v, x.Reason)
 		v.broken = true
-	case w.full > 0 && snapferry.ParseKind(prefix(x.Reason)) == snapferry.Full || w.trouble:
+	case w.full > 0 && snapferry.ParseKind(prefix(x.Reason)) == snapferry.Full || w.trouble || w.locked:
 		w.log("volume %v could not be made: %s", v, x.Reason)
 		v.broken = true
 	default:

@@ -49,6 +49,7 @@ var operations = []operation{
 func (w *World) step() {
 	w.tb.Helper()
 	w.pause()
+	w.turnKey()
 	for _, s := range w.sites {
 		if again := w.rnd.IntN(3) == 0; again && s.Power.Off() {
 			w.reboot(s)
@@ -136,6 +137,10 @@ func (w *World) importDisk() {
 	lineage := []string{"disk0", "disk1", "disk2"}[w.rnd.IntN(3)]
 	k := string(at.Name) + key(accountNames[account], lineage)
 	disk := w.disks[k]
+	var sealing control.Sealing
+	if disk == nil {
+		sealing = w.sealing(false)
+	}
 	if size := worldSizes[w.rnd.IntN(len(worldSizes))]; disk == nil {
 		disk = NewDisk(size)
 	}
@@ -145,7 +150,7 @@ func (w *World) importDisk() {
 	s := w.expect(&snapshot{site: at, account: account, name: w.name("import"), volume: lineage, disk: disk})
 	w.log("import %v, %v a read", s, delay)
 	_, err := at.Control.Import(w.ctx, s.at(), control.ImportRequest{
-		Volume: lineage, Labels: control.Labels{Name: s.name}, Disk: slowDisk{disk, delay}, Close: func() {},
+		Volume: lineage, Labels: control.Labels{Name: s.name}, Sealing: sealing, Disk: slowDisk{disk, delay}, Close: func() {},
 	})
 	s.acked = err == nil
 	w.judge("import", err)
@@ -161,7 +166,7 @@ func (w *World) copySnapshot() {
 		return
 	}
 	s := w.expect(&snapshot{site: to, account: source.account, name: w.name("copy"), volume: source.volume, disk: source.disk, source: source})
-	q := control.CopyRequest{From: source.site.Name, Source: source.id, Labels: control.Labels{Name: s.name}, Full: full}
+	q := control.CopyRequest{From: source.site.Name, Source: source.id, Labels: control.Labels{Name: s.name}, Full: full, Sealing: w.sealing(source.secret)}
 	if token {
 		q.Token = s.name
 	}
@@ -206,6 +211,7 @@ func (w *World) copySet() {
 		whole = append(whole, w.expect(&snapshot{site: to, account: m.account, name: name, volume: m.volume, disk: m.disk, source: m}))
 	}
 	q := control.CopyRequest{From: first.site.Name, Set: shown.Set, Labels: control.Labels{Name: name}, Full: full}
+	q.Sealing = w.sealing(slices.ContainsFunc(first.set, func(m *snapshot) bool { return m.secret }))
 	if token {
 		q.Token = name
 	}
@@ -309,6 +315,8 @@ func (w *World) createVolume() {
 	if b := v.base; b != nil {
 		v.site, v.account, v.disk = b.site, b.account, b.disk.Clone(b.disk.Size())
 		q.Snapshot, q.Size = b.id, 0
+	} else {
+		q.Sealing = w.sealing(false)
 	}
 	if v.site.files == nil {
 		return
@@ -547,7 +555,7 @@ func (w *World) export() {
 		return
 	}
 	w.log("export %v", s)
-	r, e := s.site.Control, exported{s: s, got: NewDisk(s.disk.Size()), calm: !w.trouble, reboots: s.site.reboots, troubles: w.troubles}
+	r, e := s.site.Control, exported{s: s, got: NewDisk(s.disk.Size()), calm: !w.trouble && !w.locked, reboots: s.site.reboots, troubles: w.troubles + w.locks}
 	w.reading.Go(func() {
 		e.err = r.Export(w.ctx, s.at(), s.id, slowTarget{e.got, w.ctx, delay}, nil)
 		w.mu.Lock()
@@ -576,7 +584,7 @@ func (w *World) judgeExports() {
 	for _, e := range all {
 		s := e.s
 		switch {
-		case e.err != nil && (s.site.reboots > e.reboots || !e.calm || w.troubles > e.troubles):
+		case e.err != nil && (s.site.reboots > e.reboots || !e.calm || w.troubles+w.locks > e.troubles):
 		case e.err != nil:
 			w.fail("export %v: %v", s, e.err)
 		case e.got.Digest() != s.sum:
@@ -652,6 +660,7 @@ func (w *World) race() {
 	if s.site.files != nil {
 		w.vols = append(w.vols, v)
 	}
+	sealing := w.sealing(s.secret)
 	var all sync.WaitGroup
 	var errs [4]error
 	all.Go(func() {
@@ -660,7 +669,7 @@ func (w *World) race() {
 		}
 	})
 	all.Go(func() {
-		_, errs[1] = to.Control.Copy(w.ctx, copied.at(), control.CopyRequest{From: s.site.Name, Source: s.id, Labels: control.Labels{Name: copied.name}})
+		_, errs[1] = to.Control.Copy(w.ctx, copied.at(), control.CopyRequest{From: s.site.Name, Source: s.id, Labels: control.Labels{Name: copied.name}, Sealing: sealing})
 	})
 	all.Go(func() {
 		_, errs[2] = s.site.Control.Fork(w.ctx, s.at(), control.ForkRequest{Source: s.id, Volume: forked.volume, Labels: control.Labels{Name: forked.name}})

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"os"
@@ -25,10 +26,13 @@ import (
 	"github.com/snapferry/snapferry/internal/control"
 	"github.com/snapferry/snapferry/internal/head"
 	"github.com/snapferry/snapferry/internal/job"
+	"github.com/snapferry/snapferry/internal/keystore"
+	"github.com/snapferry/snapferry/internal/kms"
 	"github.com/snapferry/snapferry/internal/layer"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
 	"github.com/snapferry/snapferry/internal/vault"
+	"github.com/snapferry/snapferry/seal"
 )
 
 // Options say how a region is made. The zero value is a region "east" in
@@ -47,6 +51,10 @@ type Options struct {
 	Files layer.FS
 	// CacheBytes is the budget of what is near; 0 keeps only what is in use.
 	CacheBytes int64
+	// KeyServices are the drivers of key services, by name; Keys is how long what they
+	// opened is kept.
+	KeyServices map[string]kms.Driver
+	Keys        kms.Config
 	// Exporter serves volumes; nil for none.
 	Exporter control.Exporter
 	// Copies, and Operators, are those of control.Config.
@@ -55,6 +63,9 @@ type Options struct {
 	Poll      time.Duration // of jobs; 0 for 50 ms
 	// Workers is how many jobs of a lane run at a time; 0 for the default.
 	Workers int
+	// Encrypt has what Volume makes, and what accounts make without saying, be
+	// encrypted.
+	Encrypt bool
 	// Committed, if not nil, is called after each commit of the metadata, before
 	// who made it goes on.
 	Committed func()
@@ -68,11 +79,13 @@ type Region struct {
 	DB      *meta.DB
 	Bucket  *blob.Bucket
 	Vault   *vault.Vault
+	Keys    *keystore.Store
 	Control *control.Region
 
 	tb     testing.TB
 	opts   Options
 	key    ed25519.PrivateKey
+	secret []byte // the region's key
 	starts int
 	stop   func()
 	behind sync.WaitGroup                 // processes that were taken for dead
@@ -135,7 +148,8 @@ func NewRegion(tb testing.TB, o Options) *Region {
 		o.DB = filepath.Join(tb.TempDir(), "meta.db")
 	}
 	f := blobtest.NewFaulty(tb, o.Driver)
-	r := &Region{Name: o.Name, Faulty: f, Power: NewPower(f), tb: tb, opts: o}
+	r := &Region{Name: o.Name, Faulty: f, Power: NewPower(f), tb: tb, opts: o, secret: make([]byte, seal.KeySize)}
+	rand.Read(r.secret)
 	var err error
 	if _, r.key, err = ed25519.GenerateKey(nil); err != nil {
 		tb.Fatal(err)
@@ -151,6 +165,9 @@ func NewRegion(tb testing.TB, o Options) *Region {
 // PublicKey verifies the region's version records.
 func (r *Region) PublicKey() ed25519.PublicKey { return r.key.Public().(ed25519.PublicKey) }
 
+// Secret is the region's key.
+func (r *Region) Secret() []byte { return r.secret }
+
 func (r *Region) start() {
 	r.tb.Helper()
 	r.starts++
@@ -161,6 +178,7 @@ func (r *Region) start() {
 		r.tb.Fatal(err)
 	}
 	r.Bucket = blob.New(r.Power)
+	r.openKeys(ctx)
 	r.Forget()
 	log := slog.New(slog.DiscardHandler)
 	jobs := job.New(r.DB, job.Config{
@@ -171,14 +189,14 @@ func (r *Region) start() {
 		r.openFiles(&volumes)
 	}
 	r.Control = control.New(control.Config{
-		Volumes: volumes,
+		Volumes: volumes, Keys: r.Keys,
 
 		Name: r.Name, DB: r.DB, Bucket: r.Bucket, Vault: r.Vault, Jobs: jobs, Peers: r.opts.Peers, Version: "test", Log: log, ReclaimGrace: cmp.Or(r.opts.Grace, -1),
 		Copies: r.opts.Copies, Operators: r.opts.Operators,
 	})
 	r.live.Store(r.Control)
 	ended := make(chan struct{})
-	db := r.DB
+	db, keys := r.DB, r.Keys
 	if r.opts.Jobs {
 		c := r.Control
 		go func() {
@@ -194,6 +212,7 @@ func (r *Region) start() {
 	r.stop = func() {
 		cancel()
 		<-ended
+		keys.Close()
 		if volumes.Caches != nil {
 			if err := volumes.Caches.Close(); err != nil && !r.lost {
 				r.tb.Errorf("close caches of %s: %v", r.Name, err)
@@ -202,6 +221,26 @@ func (r *Region) start() {
 		if err := db.Close(); err != nil {
 			r.tb.Errorf("close metadata of %s: %v", r.Name, err)
 		}
+	}
+}
+
+// openKeys opens the master keys of the region.
+func (r *Region) openKeys(ctx context.Context) {
+	r.tb.Helper()
+	k, err := seal.NewMetadataKey(r.secret, r.key[:32])
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.DB.SealWith(k)
+	ring, err := seal.NewKeyringKey(r.secret)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.Keys, err = keystore.Open(ctx, keystore.Config{
+		Bucket: r.Bucket, DB: r.DB, Region: r.Name, ID: "region", Seal: ring, Drivers: r.opts.KeyServices, Keys: r.opts.Keys,
+	})
+	if err != nil {
+		r.tb.Fatal(err)
 	}
 }
 
@@ -262,7 +301,7 @@ func (r *Region) CopyDB(path string) {
 // process of the region has it.
 func (r *Region) Another() *vault.Vault {
 	r.tb.Helper()
-	v, err := vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	v, err := vault.New(vault.Config{Bucket: r.Bucket, DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec, Keys: r.Keys})
 	if err != nil {
 		r.tb.Fatal(err)
 	}
@@ -273,7 +312,7 @@ func (r *Region) Another() *vault.Vault {
 // metadata and what wrap makes of the same bucket.
 func (r *Region) Other(wrap func(blob.Driver) blob.Driver) *vault.Vault {
 	r.tb.Helper()
-	v, err := vault.New(vault.Config{Bucket: blob.New(wrap(r.Power)), DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec})
+	v, err := vault.New(vault.Config{Bucket: blob.New(wrap(r.Power)), DB: r.DB, Region: r.Name, Sign: r.key, Codec: r.opts.Codec, Keys: r.Keys})
 	if err != nil {
 		r.tb.Fatal(err)
 	}
@@ -356,12 +395,25 @@ func (r *Region) Account(name string) snapferry.AccountID {
 func (r *Region) Volume(account snapferry.AccountID, name string) meta.Volume {
 	r.tb.Helper()
 	chain := meta.Chain{ID: snapferry.NewChainID(), Account: account, Algorithm: digest.SHA256, Proven: true, Created: time.Now()}
+	if r.opts.Encrypt {
+		k, err := r.Keys.Service(context.Background(), account)
+		if err == nil {
+			chain.WrappedKey, err = r.Keys.DataKey(context.Background(), k, chain.ID)
+		}
+		if err != nil {
+			r.tb.Fatalf("region %s: %v", r.Name, err)
+		}
+	}
 	vol := meta.Volume{ID: snapferry.NewVolumeID(), Account: account, Name: name, Chain: chain.ID, Created: time.Now()}
-	r.Update(func(tx *meta.Tx) error {
+	r.Update(func(tx *meta.Tx) (err error) {
 		if err := tx.InsertChain(chain); err != nil {
 			return err
 		}
-		return tx.InsertVolume(vol)
+		if err := tx.InsertVolume(vol); err != nil {
+			return err
+		}
+		vol, err = tx.Volume(vol.ID)
+		return err
 	})
 	return vol
 }

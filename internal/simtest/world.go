@@ -31,6 +31,7 @@ type World struct {
 	ctx   context.Context // ends with the world
 	seed  uint64
 	rnd   *rand.Rand // of this step
+	keys  *rand.Rand // likewise, of what is drawn about keys; nil: nothing is encrypted
 	began time.Time
 
 	sites []*site
@@ -44,6 +45,8 @@ type World struct {
 	full     int  // faults that take away space, so far
 	flips    int  // faults that change bits, so far
 	reading  sync.WaitGroup
+	locked   bool // a key may be disabled
+	locks    int  // keys disabled so far
 
 	mu      sync.Mutex
 	what    []string   // was done; guarded by mu
@@ -75,8 +78,9 @@ const (
 // accountNames are those of the accounts in every region.
 var accountNames = [worldAccounts]string{"a", "b"}
 
-// NewWorld makes a world of two regions, or three, in a bubble.
-func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
+// NewWorld makes a world of two regions, or three, in a bubble; with keys some of what
+// is in it is encrypted.
+func NewWorld(tb testing.TB, f *Factory, seed uint64, keys bool) *World {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &World{tb: tb, ctx: ctx, seed: seed, began: time.Now(), disks: map[string]*Disk{}}
@@ -118,6 +122,9 @@ func NewWorld(tb testing.TB, f *Factory, seed uint64) *World {
 			}
 		}
 	}
+	if keys {
+		w.giveKeys()
+	}
 	return w
 }
 
@@ -135,6 +142,9 @@ func (w *World) Run() {
 	}
 	for i := range worldSteps {
 		w.rnd = rand.New(rand.NewPCG(w.seed, uint64(i)))
+		if w.keys != nil {
+			w.keys = rand.New(rand.NewPCG(w.seed, keyStream+uint64(i)))
+		}
 		w.step()
 		w.observe()
 		if w.tb.Failed() {
@@ -204,6 +214,7 @@ func (w *World) judge(doing string, err error, may ...snapferry.Kind) {
 	k := snapferry.KindOf(err)
 	switch {
 	case err == nil || slices.Contains(may, k):
+	case w.locked && k == snapferry.KeyUnusable:
 	case w.trouble && (k == snapferry.Unavailable || k == snapferry.Full || k == snapferry.Corrupt && w.flips > 0):
 	default:
 		w.fail("%s: %v (%s, trouble %v)", doing, err, k, w.trouble)
@@ -295,6 +306,7 @@ func (w *World) mend() {
 		}
 	}
 	w.trouble = false
+	w.unlock()
 }
 
 // settle waits until nobody has anything to do.

@@ -99,6 +99,9 @@ func (w *walker) flush(ctx context.Context) error {
 		s.err = w.p.both(ctx, s.items, nil, func(k int, n, base *blockmap.Node) {
 			s.items[k].step = stepOf(s.items[k].at.Index, n, base)
 		})
+		if s.err == nil {
+			w.p.lend(ctx, s.items)
+		}
 	})
 	return nil
 }

@@ -1,9 +1,11 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/snapferry/snapferry"
@@ -32,18 +34,33 @@ type leaf struct {
 	handed atomic.Bool  // to those who fill leaves
 }
 
+// borrows reports whether a donor has something of the leaf.
+func (l *leaf) borrows() bool { return l.Lent != (blockmap.Bitmap{}) }
+
+// room is the bytes that block i takes at most when it has come. The frames of a donor
+// may be longer than the source's, and come in another order.
+func (l *leaf) room(i int) int64 {
+	if l.borrows() {
+		return snapferry.BlockSize
+	}
+	return lengthOf(l.Node, l.Node.Presence.Rank(i))
+}
+
 // A part is what one request brings of a leaf.
 type part struct {
 	leaf   *leaf
 	ask    *ask
 	rest   blockmap.Bitmap // blocks that have not come
 	near   blockmap.Bitmap // blocks that somebody has already
-	frames []Frame         // that came, ascending
+	lent   blockmap.Bitmap // blocks that came from a donor
+	frames []Frame         // that came; ascending when it has come whole
 	whole  chan struct{}   // closed when it has come whole
 }
 
 // An ask is what one request asks for: part of one leaf, or several small leaves.
+// Either a donor has something of each of them, or of none.
 type ask struct {
+	lent   bool // a donor has something of each
 	parts  []*part
 	bytes  int64        // stored ones that it wants
 	blocks int          // that it wants
@@ -63,9 +80,10 @@ func (a *ask) chunkBytes() int64 { return int64(a.most) * chunkSize }
 // add adds a part of a leaf.
 func (a *ask) add(l *leaf, want blockmap.Bitmap, bytes int64) {
 	p := &part{leaf: l, ask: a, rest: want, whole: make(chan struct{})}
+	a.lent = l.borrows()
 	for i := range want.All() {
 		// As the frames come, or shorter ones, which take no more.
-		n := lengthOf(l.Node, l.Node.Presence.Rank(i))
+		n := l.room(i)
 		if a.most == 0 || a.last+n > chunkSize {
 			a.most, a.last = a.most+1, 0
 		}
@@ -107,7 +125,7 @@ func split(l *leaf, most int64, add func(want blockmap.Bitmap, bytes int64)) {
 		var n int64
 		for i := l.Want.Next(q); i < q+piece; i = l.Want.Next(i + 1) {
 			more.Set(i)
-			n += lengthOf(l.Node, l.Node.Presence.Rank(i))
+			n += l.room(i)
 		}
 		if want != (blockmap.Bitmap{}) && bytes+n > most {
 			add(want, bytes)
@@ -144,6 +162,9 @@ func (a *ask) takeNear(n Near) {
 // that fails and may not the next time is made again for what did not come.
 func (r *run) fetch(ctx context.Context, a *ask, f *flight) error {
 	a.takeNear(r.Near)
+	if err := r.borrow(ctx, a); err != nil {
+		return err
+	}
 	for _, p := range a.parts {
 		if p.rest == (blockmap.Bitmap{}) {
 			if err := r.came(ctx, p); err != nil {
@@ -192,6 +213,9 @@ func (r *run) stream(ctx context.Context, a *ask, f *flight) error {
 			if err := r.pace.hold(f, func() error { return r.pass(ctx, fr) }); err != nil {
 				return err
 			}
+			if most := lengthOf(p.leaf.Node, p.leaf.Node.Presence.Rank(i)); int64(len(fr.Payload)) > most {
+				return snapferry.Errorf(snapferry.Corrupt, "the source sent %d bytes for block %d, which has %d by its map", len(fr.Payload), fr.Block, most)
+			}
 			if err := r.keep(p, i, fr); err != nil {
 				return err
 			}
@@ -225,9 +249,6 @@ func (r *run) keep(p *part, i int, f Frame) error {
 	if at := p.leaf.Leaf*blockmap.Fanout + uint64(i); f.Block != at {
 		return snapferry.Errorf(snapferry.Corrupt, "the source sent block %d where %d was asked for", f.Block, at)
 	}
-	if most := lengthOf(p.leaf.Node, p.leaf.Node.Presence.Rank(i)); int64(len(f.Payload)) > most {
-		return snapferry.Errorf(snapferry.Corrupt, "the source sent %d bytes for block %d, which has %d by its map", len(f.Payload), f.Block, most)
-	}
 	a := p.ask
 	k := len(a.chunks) - 1
 	if k < 0 || cap(a.chunks[k])-len(a.chunks[k]) < len(f.Payload) {
@@ -248,6 +269,9 @@ func (r *run) keep(p *part, i int, f Frame) error {
 
 // came notes that a part is whole; with the last one its leaf can be filled.
 func (r *run) came(ctx context.Context, p *part) error {
+	if p.lent != (blockmap.Bitmap{}) {
+		slices.SortFunc(p.frames, func(x, y Frame) int { return cmp.Compare(x.Block, y.Block) })
+	}
 	close(p.whole)
 	if p.leaf.coming.Add(-1) > 0 {
 		return nil

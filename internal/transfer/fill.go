@@ -115,7 +115,13 @@ func (r *run) fillPart(ctx context.Context, f Filler, p *part, keep func(int) er
 		}
 		fr := frames[0]
 		frames = frames[1:]
-		if err := put(f, i, d, fr); err != nil {
+		err := error(nil)
+		if p.lent.Has(i) {
+			err = r.putLent(ctx, f, p.leaf, i, d, fr)
+		} else {
+			err = put(f, i, d, fr)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -137,6 +143,11 @@ func (r *run) putNear(ctx context.Context, f Filler, l *leaf, i int, d digest.Di
 	if r.Near.Read(at, buf) && digest.Block(buf) == d {
 		return f.Put(i, buf[:min(r.Info.Size-int64(at)*snapferry.BlockSize, snapferry.BlockSize)])
 	}
+	return r.putAsked(ctx, f, l, i, d)
+}
+
+// putAsked asks for a block alone, and sets it.
+func (r *run) putAsked(ctx context.Context, f Filler, l *leaf, i int, d digest.Digest) error {
 	return persist(ctx, func() (bool, error) {
 		ctx, s, stop := watch(ctx, nodeSilence)
 		defer stop()

@@ -12,8 +12,9 @@ import (
 type Step struct {
 	Leaf  uint64
 	Node  *blockmap.Node  // the source's, checked; nil: nothing is there
-	Want  blockmap.Bitmap // blocks that must move
-	Bytes int64           // their stored bytes at the source
+	Want  blockmap.Bitmap // blocks that must be set
+	Lent  blockmap.Bitmap // of them, those that a donor has
+	Bytes int64           // stored bytes at the source of those that must move
 }
 
 // Totals sums up a plan. Blocks count 64 KiB of plain bytes each.
@@ -22,6 +23,7 @@ type Totals struct {
 	MoveBlocks  int64
 	MoveBytes   int64 // as stored at the source
 	ReuseBlocks int64 // the base has them already
+	LentBlocks  int64 // a donor has them
 }
 
 // Planner compares a source's map with the base of a sink, by content: what
@@ -30,6 +32,7 @@ type Planner struct {
 	Info   Info
 	Source Source
 	Base   blockmap.Map
+	Donor  Donor // nil for none
 	Totals Totals
 	// Limit, if not nil, is called with about the bytes of each node that came,
 	// before the next one is taken, and may wait.
@@ -140,7 +143,7 @@ func (p *Planner) cut(at snapferry.Position) bool {
 	return p.Base.Size > p.Info.Size && p.Info.Size%snapferry.BlockSize != 0 && at.Index == last
 }
 
-// stepOf says which blocks of a leaf must move.
+// stepOf says which blocks of a leaf must be set.
 func stepOf(index uint64, n, base *blockmap.Node) Step {
 	s := Step{Leaf: index, Node: n}
 	k := 0
@@ -158,11 +161,12 @@ func stepOf(index uint64, n, base *blockmap.Node) Step {
 
 // count adds a step to the totals.
 func (p *Planner) count(s Step) {
-	moved := int64(s.Want.Count())
+	set, lent := int64(s.Want.Count()), int64(s.Lent.Count())
 	p.Totals.Leafs++
-	p.Totals.MoveBlocks += moved
+	p.Totals.MoveBlocks += set - lent
 	p.Totals.MoveBytes += s.Bytes
-	p.Totals.ReuseBlocks += int64(s.Node.Len()) - moved
+	p.Totals.ReuseBlocks += int64(s.Node.Len()) - set
+	p.Totals.LentBlocks += lent
 	p.settled += int64(s.Node.Len())
 }
 

@@ -25,6 +25,8 @@ type Description struct {
 	Volume   string             // name of the lineage
 	VolumeID snapferry.VolumeID // the lineage
 	Chain    snapferry.ChainID
+	// Encrypted says that the source seals it: so must whoever copies it.
+	Encrypted bool
 	// Lineage has the digests of the snapshot's ancestors that still live,
 	// newest first: whoever has one of them has a base.
 	Lineage []digest.Digest

@@ -17,6 +17,7 @@ type Stats struct {
 	Reused  atomic.Int64 // blocks of them that the base had
 	Moved   atomic.Int64 // bytes of frames that came from the source, filled in or not
 	Blocks  atomic.Int64 // blocks that came from the source, likewise
+	Lent    atomic.Int64 // blocks that a donor gave, likewise
 }
 
 // Config is what a run needs.
@@ -37,6 +38,8 @@ type Config struct {
 	// Near, if not nil, has blocks that came from the source already, for somebody
 	// who could not wait.
 	Near Near
+	// Donor, if not nil, has blocks that the region of the sink has elsewhere.
+	Donor Donor
 }
 
 // Near has plain blocks of the snapshot that is copied. What it has is checked
@@ -111,7 +114,7 @@ func Run(ctx context.Context, c Config) error {
 // memory allow.
 func (r *run) dispatch(ctx context.Context, streams *errgroup.Group) error {
 	d := &dispatcher{run: r, streams: streams, next: &ask{}}
-	p := Planner{Info: r.Info, Source: r.Source, Base: r.Sink.Base(), Limit: r.Limit}
+	p := Planner{Info: r.Info, Source: r.Source, Base: r.Sink.Base(), Donor: r.Donor, Limit: r.Limit}
 	err := p.Run(ctx, func(s Step) error {
 		if s.Node != nil && r.Sink.Finished(s.Leaf) {
 			return snapferry.Errorf(snapferry.Corrupt, "leaf %d was finished by an earlier run but differs from the source", s.Leaf)
@@ -159,10 +162,10 @@ func (d *dispatcher) leaf(ctx context.Context, l *leaf) error {
 	}
 	var bytes int64
 	for i := range l.Want.All() {
-		bytes += lengthOf(l.Node, l.Node.Presence.Rank(i))
+		bytes += l.room(i)
 	}
 	most := d.pace.size()
-	if d.next.bytes+bytes > most || d.next.blocks+l.Want.Count() > askBlocks {
+	if d.next.lent != l.borrows() || d.next.bytes+bytes > most || d.next.blocks+l.Want.Count() > askBlocks {
 		if err := d.flush(ctx); err != nil {
 			return err
 		}

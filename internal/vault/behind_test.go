@@ -29,7 +29,7 @@ func (x *tree) bringBack(old string) {
 func (x *tree) merge() {
 	x.t.Helper()
 	x.Offline(func(path string, bucket *blob.Bucket) {
-		report, err := recovery.Run(context.Background(), recovery.Config{Bucket: bucket, Path: path, Region: x.Name, ID: "region", Merge: true})
+		report, err := recovery.Run(context.Background(), recovery.Config{Bucket: bucket, Path: path, Region: x.Name, ID: "region", Merge: true, RegionKey: x.Secret()})
 		x.must(err)
 		if !report.Complete {
 			x.t.Errorf("the recovery is not complete: %+v", report)

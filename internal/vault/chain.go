@@ -6,57 +6,147 @@ import (
 	"crypto/ed25519"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/seal"
 )
 
 // chainTries bounds the search for a free number of a chain's object.
 const chainTries = 100
 
-// EnsureChain has the object of a chain in the bucket, which says whose it is:
-// before the first version record of the chain, and again when the key of the
-// chain has changed.
+// EnsureChain has the object of a chain in the bucket, which says whose it is, and its
+// key: before the first version record of the chain.
 func (v *Vault) EnsureChain(ctx context.Context, id snapferry.ChainID) error {
 	if _, done := v.chains.Load(id); done {
 		return nil
 	}
-	c, keys, err := v.describeChain(ctx, id)
+	var row meta.Chain
+	err := v.db.View(ctx, func(tx *meta.Tx) (err error) {
+		row, err = tx.Chain(id)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	for c.Number = 1; c.Number <= chainTries; c.Number++ {
+	return v.PutChain(ctx, row)
+}
+
+// PutChain has an object in the bucket that says what a row does, above all others of the
+// chain: at first, and when the data key is wrapped anew, before the metadata has it. What
+// it wrote was read back.
+func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
+	c, keys, err := v.describeChain(ctx, row)
+	if err != nil {
+		return err
+	}
+	least, err := leastNumber(row)
+	if err != nil {
+		return err
+	}
+	for range chainTries {
+		highest, same, err := v.highestChain(ctx, c, keys)
+		if err != nil {
+			return err
+		}
+		if same {
+			v.chains.Store(c.ID, true)
+			return nil
+		}
+		c.Number = max(highest+1, c.Number+1, least)
 		p, err := c.Encode(v.sign)
 		if err != nil {
 			return err
 		}
-		name := record.ChainName(id, c.Number)
+		name := record.ChainName(c.ID, c.Number)
 		err = v.bucket.Put(ctx, name, p)
 		if snapferry.IsKind(err, snapferry.Exists) {
-			var same bool
-			if same, err = v.sameChain(ctx, name, c, keys); err == nil && !same {
-				continue
-			}
+			continue // it says the same, or is another's, or damaged
 		}
 		if err == nil {
-			v.chains.Store(id, true)
+			err = v.readsBack(ctx, name, p)
+		}
+		if err == nil {
+			v.chains.Store(c.ID, true)
 		}
 		return err
 	}
-	return snapferry.Errorf(snapferry.Conflict, "chain %s has %d objects that say something else", id, chainTries)
+	return snapferry.Errorf(snapferry.Conflict, "chain %s has %d objects that say something else", c.ID, chainTries)
 }
 
-func (v *Vault) describeChain(ctx context.Context, id snapferry.ChainID) (c *record.Chain, keys []ed25519.PublicKey, err error) {
-	err = v.db.View(ctx, func(tx *meta.Tx) error {
-		row, err := tx.Chain(id)
-		if err != nil {
+// leastNumber is the least number that an object of a chain may get: the generation of
+// the master key that its data key is wrapped with, which grows with each wrapping. So
+// a number that was removed is not given again, also where a bucket lists late.
+func leastNumber(row meta.Chain) (uint64, error) {
+	if row.WrappedKey == nil {
+		return 1, nil
+	}
+	w, err := seal.DecodeWrapped(row.WrappedKey)
+	return max(uint64(w.Generation), 1), err
+}
+
+// readsBack checks that an object has what was written into it.
+func (v *Vault) readsBack(ctx context.Context, name string, want []byte) error {
+	p, err := v.bucket.Get(ctx, name, record.MaxChainSize)
+	if err == nil && !bytes.Equal(p, want) {
+		err = snapferry.Errorf(snapferry.Corrupt, "%s does not read back as it was written", name)
+	}
+	return err
+}
+
+// chainNumbers lists the numbers of a chain's objects, ascending.
+func (v *Vault) chainNumbers(ctx context.Context, id snapferry.ChainID) (numbers []uint64, err error) {
+	first := record.ChainName(id, 0)
+	err = v.bucket.List(ctx, first[:len(first)-len("00000000000000000000")], "", func(i blob.Info) error {
+		if _, n, err := record.ParseChainName(i.Name); err == nil {
+			numbers = append(numbers, n)
+		}
+		return nil
+	})
+	return numbers, err
+}
+
+// highestChain returns the highest number of a chain's objects, or the last that c was
+// given if that is higher, 0 for none, and whether that object says what c does.
+func (v *Vault) highestChain(ctx context.Context, c *record.Chain, keys []ed25519.PublicKey) (number uint64, same bool, err error) {
+	numbers, err := v.chainNumbers(ctx, c.ID)
+	if err != nil {
+		return 0, false, err
+	}
+	number = c.Number
+	for _, n := range numbers {
+		number = max(number, n)
+	}
+	if number == 0 {
+		return 0, false, nil
+	}
+	same, err = v.sameChain(ctx, record.ChainName(c.ID, number), c, keys)
+	return number, same, err
+}
+
+// DropOldChains removes the objects of a chain below its highest number: their wrapped
+// keys were replaced.
+func (v *Vault) DropOldChains(ctx context.Context, id snapferry.ChainID) error {
+	numbers, err := v.chainNumbers(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers[:max(0, len(numbers)-1)] {
+		if err := v.bucket.Delete(ctx, record.ChainName(id, n)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (v *Vault) describeChain(ctx context.Context, row meta.Chain) (c *record.Chain, keys []ed25519.PublicKey, err error) {
+	err = v.db.View(ctx, func(tx *meta.Tx) error {
 		account, err := tx.Account(row.Account)
 		if err != nil {
 			return err
 		}
 		c = &record.Chain{
-			ID: id, Region: v.region, Account: account.ID, AccountName: account.Name, Algorithm: row.Algorithm, Created: row.Created,
+			ID: row.ID, Region: v.region, Account: account.ID, AccountName: account.Name, Algorithm: row.Algorithm, Created: row.Created,
 			OriginRegion: row.OriginRegion, OriginChain: row.OriginChain, WrappedKey: row.WrappedKey,
 		}
 		keys, err = tx.TrustedKeys()

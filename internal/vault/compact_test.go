@@ -777,7 +777,15 @@ func flipLive(h *holed, s meta.Segment) {
 	}
 	// The frames of these disks have at most 64 KiB; those of seeds that are odd
 	// have just that. Find the frame by where reading fails.
-	f := s.Offset + s.Length - int64(s.Slots*29+64) - int64(s.Slots-live-1)*snapferry.BlockSize - 10
+	var sealed int64
+	h.View(func(tx *meta.Tx) error {
+		c, err := tx.Chain(s.Chain)
+		if c.Key != "" {
+			sealed = segment.SealOverhead
+		}
+		return err
+	})
+	f := s.Offset + s.Length - int64(s.Slots*29+64) - sealed*int64(s.Slots-live) - int64(s.Slots-live-1)*snapferry.BlockSize - 10
 	h.Faulty.FlipByte(s.Object, f)
 }
 

@@ -50,6 +50,7 @@ type wanted struct {
 	id     snapferry.SegmentID
 	place  place
 	footer *segment.Footer // nil: comes with the body, which is read whole
+	sealer segment.Sealer  // nil: the chain is plain
 	slots  []wantedSlot
 	length int64 // of the wanted frames, bytes
 }
@@ -168,6 +169,9 @@ func (r *fetcher) loadObject(ctx context.Context, leaf uint64, wants []wanted) (
 	for i := range wants {
 		w := &wants[i]
 		p := w.place
+		if w.sealer, err = r.v.sealerOf(ctx, p.chain, w.id); err != nil {
+			return w, err
+		}
 		if w.footer = r.v.loc.known(w.id, p); w.footer == nil {
 			if p.length <= w.length+w.length/4+readSlack {
 				r.pieces = append(r.pieces, piece{from: p.offset, to: p.offset + p.length, want: i, frame: -1})
@@ -252,9 +256,9 @@ func (r *fetcher) read(ctx context.Context, leaf uint64, wants []wanted, run []p
 	for _, x := range run {
 		w, p := &wants[x.want], buf[x.from-lo:x.to-lo]
 		if x.frame < 0 {
-			err = r.unpack(leaf, w, p)
+			err = r.unpack(ctx, leaf, w, p)
 		} else {
-			err = r.take(x.frame, p)
+			err = r.take(x.frame, w.sealer, p)
 		}
 		if err != nil {
 			return w, wrapSegment(err, w.id, w.place)
@@ -263,14 +267,20 @@ func (r *fetcher) read(ctx context.Context, leaf uint64, wants []wanted, run []p
 	return nil, nil
 }
 
-func (r *fetcher) take(i int, payload []byte) error {
-	r.frames[i].payload = payload
-	return r.frames[i].entry.Verify(payload)
+// take checks a stored frame, and opens it where it lies if it is sealed.
+func (r *fetcher) take(i int, s segment.Sealer, stored []byte) (err error) {
+	f := &r.frames[i]
+	f.payload = stored
+	if err := f.entry.Verify(stored); err != nil || s == nil {
+		return err
+	}
+	f.payload, err = s.Open(stored[:0:len(stored)], stored, f.entry.Slot, f.entry.Info)
+	return err
 }
 
 // unpack takes the frames that are wanted of a body that was read whole.
-func (r *fetcher) unpack(leaf uint64, w *wanted, body []byte) (err error) {
-	if w.footer, err = decodeFooter(body, w.id, w.place); err != nil {
+func (r *fetcher) unpack(ctx context.Context, leaf uint64, w *wanted, body []byte) (err error) {
+	if w.footer, err = r.v.decodeFooter(ctx, body, w.id, w.place); err != nil {
 		return err
 	}
 	r.v.loc.remember(w.id, w.place, w.footer)
@@ -280,7 +290,7 @@ func (r *fetcher) unpack(leaf uint64, w *wanted, body []byte) (err error) {
 	}
 	for i := from; i < len(r.frames); i++ {
 		e := r.frames[i].entry
-		if err := r.take(i, body[e.Offset:][:e.Length]); err != nil {
+		if err := r.take(i, w.sealer, body[e.Offset:][:e.Length]); err != nil {
 			return err
 		}
 	}

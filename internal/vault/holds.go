@@ -196,5 +196,8 @@ func (v *Vault) reholdOnce(ctx context.Context, id snapferry.VersionID, c change
 	if !dead && !c.recorded() {
 		return v.db.Update(ctx, func(tx *meta.Tx) error { return commit(tx, row) })
 	}
+	if len(c.add) == 0 && v.usable(ctx, row) != nil {
+		return v.drop(ctx, row, commit)
+	}
 	return v.revise(ctx, revision{row: row, edge: edge, change: c, fence: noFence, commit: commit})
 }

@@ -219,7 +219,7 @@ func (h *history) recover() error {
 			h.backup = ""
 		}
 		report, err = recovery.Run(context.Background(), recovery.Config{
-			Bucket: bucket, Path: path, Region: h.Name, ID: "region", Merge: true, Workers: 2,
+			Bucket: bucket, Path: path, Region: h.Name, ID: "region", Merge: true, Workers: 2, RegionKey: h.Secret(),
 		})
 	})
 	if err != nil {

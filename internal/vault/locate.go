@@ -15,6 +15,7 @@ import (
 // only stop to be where the segment is.
 type place struct {
 	object         string
+	chain          snapferry.ChainID
 	offset, length int64
 	end            int64 // of the object
 	generation     uint32
@@ -97,7 +98,7 @@ func placeOf(tx *meta.Tx, id snapferry.SegmentID) (place, error) {
 	case s.State != meta.SegmentLive:
 		return place{}, snapferry.Errorf(snapferry.Corrupt, "segment %s is not durable", id).WithHint("run: snapferry fsck --deep")
 	}
-	p := place{object: s.Object, offset: s.Offset, length: s.Length, end: s.Offset + s.Length, generation: s.Generation, kind: s.Kind}
+	p := place{object: s.Object, chain: s.Chain, offset: s.Offset, length: s.Length, end: s.Offset + s.Length, generation: s.Generation, kind: s.Kind}
 	o, err := tx.Object(s.Object)
 	if snapferry.IsKind(err, snapferry.NotFound) {
 		return p, nil
@@ -240,7 +241,7 @@ func (v *Vault) readFooter(ctx context.Context, id snapferry.SegmentID, p place)
 	if err != nil {
 		return nil, wrapSegment(err, id, p)
 	}
-	return decodeFooter(tail, id, p)
+	return v.decodeFooter(ctx, tail, id, p)
 }
 
 // tail returns the last n bytes of a body. What has neighbours that may be wanted
@@ -263,10 +264,17 @@ func (v *Vault) tail(ctx context.Context, p place, n int64) ([]byte, error) {
 
 // decodeFooter reads the footer at the end of tail, which ends where the body
 // does.
-func decodeFooter(tail []byte, id snapferry.SegmentID, p place) (*segment.Footer, error) {
-	f, err := segment.DecodeFooter(tail, p.length, nil)
+func (v *Vault) decodeFooter(ctx context.Context, tail []byte, id snapferry.SegmentID, p place) (*segment.Footer, error) {
+	s, err := v.sealerOf(ctx, p.chain, id)
+	if err != nil {
+		return nil, err
+	}
+	f, err := segment.DecodeFooter(tail, p.length, s)
 	if err != nil {
 		return nil, wrapSegment(err, id, p)
+	}
+	if !f.HasInfo() {
+		return nil, snapferry.Errorf(snapferry.Corrupt, "segment %s in object %s is sealed, in chain %s, which is not encrypted", id, p.object, p.chain)
 	}
 	if f.Segment != id {
 		return nil, snapferry.Errorf(snapferry.Corrupt, "object %s has segment %s where %s must be", p.object, f.Segment, id)

@@ -147,7 +147,7 @@ func prove(tx *meta.Tx, chain snapferry.ChainID, buried map[snapferry.VersionID]
 			return nil
 		}
 	}
-	if err := tx.SetProven(chain); err != nil {
+	if err := tx.SetProven(chain, true); err != nil {
 		return err
 	}
 	versions, err := tx.VersionsIn(chain)
@@ -240,7 +240,7 @@ func (v *Vault) markUnreached(ctx context.Context, s *meta.Segment, reached *slo
 	}
 	lengths, err := v.lengths(ctx, s.ID)
 	switch snapferry.KindOf(err) {
-	case snapferry.Corrupt, snapferry.NotFound, snapferry.Unsupported:
+	case snapferry.Corrupt, snapferry.NotFound, snapferry.Unsupported, snapferry.KeyUnusable:
 		err = nil // lengths are figures only
 	}
 	if err != nil {

@@ -46,6 +46,7 @@ type mergedBody struct {
 	first   segment.Entry // that is kept
 	entry   segment.DirEntry
 	written *segment.Writer
+	sealer  segment.Sealer // nil: the chain is plain
 }
 
 func (b *mergedBody) segment() *meta.Segment  { return &b.source.segments[b.number] }
@@ -134,7 +135,7 @@ func (m *merger) readFooters(ctx context.Context) error {
 				return err
 			}
 			for ; i < k; i++ {
-				if err := s.decodeFooter(i, buf, from); err != nil {
+				if err := s.decodeFooter(ctx, m.v, i, buf, from); err != nil {
 					return err
 				}
 			}
@@ -149,9 +150,9 @@ func (s *source) footerFrom(i int) int64 {
 	return g.Offset + g.Length - min(g.Length, int64(segment.FooterSize(g.Slots, true)))
 }
 
-func (s *source) decodeFooter(i int, buf []byte, from int64) error {
+func (s *source) decodeFooter(ctx context.Context, v *Vault, i int, buf []byte, from int64) error {
 	g := &s.segments[i]
-	f, err := decodeFooter(buf[:g.Offset+g.Length-from], g.ID, place{object: s.row.Name, offset: g.Offset, length: g.Length})
+	f, err := v.decodeFooter(ctx, buf[:g.Offset+g.Length-from], g.ID, place{object: s.row.Name, chain: g.Chain, offset: g.Offset, length: g.Length})
 	if err != nil {
 		return err
 	}
@@ -164,8 +165,6 @@ func (s *source) decodeFooter(i int, buf []byte, from int64) error {
 	switch {
 	case f.Chain != g.Chain || f.Kind != g.Kind:
 		return snapferry.Errorf(snapferry.Corrupt, "segment %s is of chain %s with %s, not of %s with %s", g.ID, f.Chain, f.Kind, g.Chain, g.Kind)
-	case !f.HasInfo():
-		return snapferry.Errorf(snapferry.Unsupported, "segment %s is sealed", g.ID)
 	case n == 0 || n != g.Slots-g.Dead:
 		return snapferry.Errorf(snapferry.Corrupt, "segment %s has %d of its %d live slots", g.ID, n, g.Slots-g.Dead)
 	}
@@ -220,7 +219,7 @@ func (s *source) layOut() (size int64) {
 			frames += int64(e.Length)
 			return true
 		})
-		b.length = segment.HeaderSize + frames + int64(segment.FooterSize(n, false))
+		b.length = segment.HeaderSize + frames + int64(segment.FooterSize(n, b.footer().Sealed))
 		size += b.length + segment.DirEntrySize
 		s.bodies = append(s.bodies, b)
 	}
@@ -252,8 +251,11 @@ func (m *merger) copySource(ctx context.Context, s *source, mem, scratch []byte)
 	const most = mergeSpan - 2*blob.Alignment // the pages at both ends are read whole
 	for _, b := range s.bodies {
 		f := b.footer()
-		b.written = segment.NewWriter(mem[b.offset:b.offset:b.offset+b.length], f.Header, nil)
 		var err error
+		if b.sealer, err = m.v.sealerOf(ctx, m.chain, f.Segment); err != nil {
+			return err
+		}
+		b.written = segment.NewWriter(mem[b.offset:b.offset:b.offset+b.length], f.Header, b.sealer)
 		b.kept(func(e segment.Entry) bool {
 			from := b.segment().Offset + int64(e.Offset)
 			if e.Length > most {
@@ -297,7 +299,7 @@ func (b *mergedBody) check() error {
 	if int64(len(body)) != b.length {
 		return snapferry.Errorf(snapferry.Internal, "segment %s takes %d bytes, not %d", b.entry.Segment, len(body), b.length)
 	}
-	f, err := segment.DecodeFooter(body, b.length, nil)
+	f, err := segment.DecodeFooter(body, b.length, b.sealer)
 	if err != nil {
 		return snapferry.Errorf(snapferry.Internal, "a merged segment does not read back: %w", err)
 	}

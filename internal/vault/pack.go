@@ -44,6 +44,7 @@ type packer struct {
 	v       *Vault
 	version snapferry.VersionID
 	chain   snapferry.ChainID
+	sealed  bool // the chain is encrypted
 	job     snapferry.JobID
 	token   uint64
 	fence   Fence
@@ -81,14 +82,21 @@ type object struct {
 }
 
 func newPacker(v *Vault, row meta.Version, job snapferry.JobID, token uint64, fence Fence) *packer {
-	return &packer{v: v, version: row.ID, chain: row.Chain, job: job, token: token, fence: fence, slots: make(chan struct{}, putsInFlight)}
+	return &packer{v: v, version: row.ID, chain: row.Chain, sealed: row.Key != "", job: job, token: token, fence: fence, slots: make(chan struct{}, putsInFlight)}
 }
 
-func (p *packer) begin(buf []byte, kind snapferry.FrameKind) segmentBuffer {
+func (p *packer) begin(ctx context.Context, buf []byte, kind snapferry.FrameKind) (segmentBuffer, error) {
 	id := snapferry.NewSegmentID()
+	s, err := p.v.sealerOf(ctx, p.chain, id)
+	if err == nil && (s != nil) != p.sealed {
+		err = snapferry.Errorf(snapferry.Internal, "the key of chain %s is not what the metadata says", p.chain)
+	}
+	if err != nil {
+		return segmentBuffer{}, err
+	}
 	return segmentBuffer{id: id, kind: kind, w: segment.NewWriter(buf, segment.Header{
 		Segment: id, Chain: p.chain, Kind: kind, Algorithm: digest.SHA256,
-	}, nil)}
+	}, s)}, nil
 }
 
 // staged is a block that waits in a leaf writer for its slot.
@@ -108,6 +116,9 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 	for i := range frames {
 		need += len(frames[i].payload)
 	}
+	if p.sealed {
+		need += len(frames) * segment.SealOverhead
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.blocks != nil && !p.fits(need, len(frames)) {
@@ -116,11 +127,16 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 		}
 	}
 	if p.blocks == nil {
-		buf, err := p.v.pool.get(ctx, need+segment.FooterSize(len(frames), false)+around)
+		buf, err := p.v.pool.get(ctx, need+segment.FooterSize(len(frames), p.sealed)+around)
 		if err != nil {
 			return err
 		}
-		p.blocks = &open{buf: buf, segmentBuffer: p.begin(segment.AppendObjectHeader(buf.mem[:0]), snapferry.BlockFrame)}
+		s, err := p.begin(ctx, segment.AppendObjectHeader(buf.mem[:0]), snapferry.BlockFrame)
+		if err != nil {
+			buf.release()
+			return err
+		}
+		p.blocks = &open{buf: buf, segmentBuffer: s}
 	}
 	for i := range frames {
 		slot, n, err := p.blocks.w.Append(frames[i].info, frames[i].payload)
@@ -137,7 +153,7 @@ func (p *packer) add(ctx context.Context, frames []staged, refs *[blockmap.Fanou
 // segment and in the budget.
 func (p *packer) fits(n, k int) bool {
 	w := p.blocks.w
-	size := w.Size() + n + segment.FooterSize(k, false)
+	size := w.Size() + n + segment.FooterSize(k, p.sealed)
 	return size <= segment.TargetSize && w.Slots()+k <= segment.MaxSlots && p.blocks.buf.grow(size+around)
 }
 
@@ -157,7 +173,10 @@ func (p *packer) WriteNode(ctx context.Context, at snapferry.Position, n *blockm
 		s = nil
 	}
 	if s == nil {
-		b := p.begin(nil, snapferry.NodeFrame)
+		b, err := p.begin(ctx, nil, snapferry.NodeFrame)
+		if err != nil {
+			return snapferry.Ref{}, err
+		}
 		s = &b
 		p.nodes[at.Level] = s
 	}

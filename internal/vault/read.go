@@ -41,6 +41,9 @@ func (v *Vault) ReadNode(ctx context.Context, at snapferry.Position, d digest.Di
 			err = e.Verify(raw)
 		}
 		if err == nil {
+			raw, err = v.openFrame(ctx, raw, ref, e.Info, p)
+		}
+		if err == nil {
 			n, err = decodeNode(raw, at, d, e.Info)
 		}
 		if err != nil {
@@ -54,6 +57,15 @@ func (v *Vault) ReadNode(ctx context.Context, at snapferry.Position, d digest.Di
 	}
 	v.nodes.Set(ref, n)
 	return n, nil
+}
+
+// openFrame returns what a stored frame was before it was sealed, if it was.
+func (v *Vault) openFrame(ctx context.Context, stored []byte, ref snapferry.Ref, f snapferry.FrameInfo, p place) ([]byte, error) {
+	s, err := v.sealerOf(ctx, p.chain, ref.Segment)
+	if err != nil || s == nil {
+		return stored, err
+	}
+	return s.Open(nil, stored, ref.Slot, f)
 }
 
 func decodeNode(raw []byte, at snapferry.Position, d digest.Digest, f snapferry.FrameInfo) (*blockmap.Node, error) {

@@ -184,7 +184,11 @@ func (v *Vault) putRecords(ctx context.Context, rs []*revision) {
 // putRecord writes a record. A number that is taken although it was never given
 // to anybody shows that the metadata is behind.
 func (v *Vault) putRecord(ctx context.Context, rec *record.Record) error {
-	p, err := rec.Encode(v.sign, nil)
+	s, err := v.recordSealer(ctx, rec.Chain, rec.Version)
+	if err != nil {
+		return err
+	}
+	p, err := rec.Encode(v.sign, s)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,9 @@ import (
 	"github.com/snapferry/snapferry/blockmap"
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/record"
+	"github.com/snapferry/snapferry/seal"
+	"github.com/snapferry/snapferry/segment"
 )
 
 // Config is what a vault needs.
@@ -26,6 +29,15 @@ type Config struct {
 	Memory  int64              // byte budget of segment buffers; 0 for DefaultMemory
 	Workers int                // leaves an import works on at a time; 0 for one a processor
 	Log     *slog.Logger       // nil for none
+	Keys    Keys               // of encrypted chains; nil: all are plain
+}
+
+// Keys opens what encrypted chains have sealed. A nil key stands for a plain chain.
+// Errors: KeyUnusable when the master key may not be used, Unavailable when it cannot
+// be asked now, Corrupt when what is stored is not the key of the chain.
+type Keys interface {
+	Segment(ctx context.Context, chain snapferry.ChainID, id snapferry.SegmentID) (*seal.SegmentKey, error)
+	Record(ctx context.Context, chain snapferry.ChainID, id snapferry.VersionID) (*seal.RecordKey, error)
 }
 
 // DefaultMemory is the byte budget of segment buffers (112 MiB): with the
@@ -48,6 +60,7 @@ type Vault struct {
 	sign    ed25519.PrivateKey
 	codec   snapferry.Codec
 	log     *slog.Logger
+	keys    Keys
 	workers int
 	pool    *pool
 	stages  *stages
@@ -79,7 +92,7 @@ func New(c Config) (*Vault, error) {
 		c.Workers = max(2, runtime.GOMAXPROCS(0))
 	}
 	v := &Vault{
-		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log,
+		bucket: c.Bucket, db: c.DB, region: c.Region, sign: c.Sign, codec: c.Codec, log: c.Log, keys: c.Keys,
 		workers: c.Workers, pool: newPool(c.Memory), process: snapferry.NewVersionID().String(),
 	}
 	v.stages, v.importStages = newStages(maxStages), newStages(2*c.Workers)
@@ -100,6 +113,30 @@ func New(c Config) (*Vault, error) {
 		return nil, snapferry.Errorf(snapferry.Internal, "window cache: %w", err)
 	}
 	return v, nil
+}
+
+// sealerOf returns what seals a segment of a chain; nil for a plain chain.
+func (v *Vault) sealerOf(ctx context.Context, chain snapferry.ChainID, id snapferry.SegmentID) (segment.Sealer, error) {
+	if v.keys == nil {
+		return nil, nil
+	}
+	k, err := v.keys.Segment(ctx, chain, id)
+	if err != nil || k == nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// recordSealer returns what seals the records of a version; nil for a plain chain.
+func (v *Vault) recordSealer(ctx context.Context, chain snapferry.ChainID, id snapferry.VersionID) (record.Sealer, error) {
+	if v.keys == nil {
+		return nil, nil
+	}
+	k, err := v.keys.Record(ctx, chain, id)
+	if err != nil || k == nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // MapOf returns the map of a sealed version.

@@ -32,6 +32,47 @@ func (v *Vault) VisitAll(ctx context.Context, ids []snapferry.VersionID, fence F
 		}
 		return Stopped(tx)
 	}}
+	err := x.all(ctx, ids)
+	if !snapferry.IsKind(err, snapferry.KeyUnusable) {
+		return err
+	}
+	// All of a chain can go without its key.
+	chain, cerr := v.chainOf(ctx, ids)
+	if cerr != nil {
+		return cerr
+	}
+	if perr := v.purge(ctx, chain, x.fence, st); !errors.Is(perr, errKept) {
+		return perr
+	}
+	return err
+}
+
+// chainOf returns the chain of versions, which some of them may have left.
+func (v *Vault) chainOf(ctx context.Context, ids []snapferry.VersionID) (chain snapferry.ChainID, err error) {
+	err = v.db.View(ctx, func(tx *meta.Tx) error {
+		for _, id := range ids {
+			row, err := tx.Version(id)
+			if err == nil {
+				chain = row.Chain
+				return nil
+			}
+			g, gerr := tx.Grave(id)
+			if gerr == nil {
+				chain = g.Chain
+				return nil
+			}
+			if !snapferry.IsKind(err, snapferry.NotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+	return chain, err
+}
+
+// all visits versions.
+func (x *visits) all(ctx context.Context, ids []snapferry.VersionID) error {
+	v, st := x.v, x.st
 	for part := range slices.Chunk(ids, visitBatch) {
 		if err := x.splices(ctx, part); err != nil {
 			return err
@@ -49,7 +90,7 @@ func (v *Vault) VisitAll(ctx context.Context, ids []snapferry.VersionID, fence F
 		}
 	}
 	for _, id := range x.single {
-		if x.failed(v.Visit(ctx, id, fence, st)); Ends(x.err) {
+		if x.failed(v.Visit(ctx, id, x.fence, st)); Ends(x.err) {
 			return x.err
 		}
 	}
@@ -59,7 +100,7 @@ func (v *Vault) VisitAll(ctx context.Context, ids []snapferry.VersionID, fence F
 // Ends reports whether an error of a visit is likely that of all that would
 // follow: VisitAll ends with it.
 func Ends(err error) bool {
-	return errors.Is(err, context.Canceled) || snapferry.IsKind(err, snapferry.Cancelled) || snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.Conflict)
+	return errors.Is(err, context.Canceled) || snapferry.IsKind(err, snapferry.KeyUnusable) || snapferry.IsKind(err, snapferry.Cancelled) || snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.Conflict)
 }
 
 // visits is one run of VisitAll.

@@ -198,6 +198,9 @@ func (w *Writer) Base() blockmap.Map { return w.base }
 // Size returns the bytes of the disk.
 func (w *Writer) Size() int64 { return w.row.Size }
 
+// Chain returns the chain that the version belongs to.
+func (w *Writer) Chain() snapferry.ChainID { return w.row.Chain }
+
 // Prior returns what earlier runs had counted at the checkpoint this one goes
 // on from.
 func (w *Writer) Prior() snapferry.Counts { return w.prior }

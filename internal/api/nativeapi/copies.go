@@ -18,7 +18,7 @@ func decodeCopy(r *wire.Request) (c control.CopyRequest, err error) {
 	if err != nil {
 		return c, err
 	}
-	c = control.CopyRequest{Labels: labels(q.Labels), Full: q.Full, Token: q.ClientToken}
+	c = control.CopyRequest{Labels: labels(q.Labels), Sealing: sealing(q.Sealing), Full: q.Full, Token: q.ClientToken}
 	if c.From, err = snapferry.ParseRegionName(string(q.From)); err != nil {
 		return c, err
 	}

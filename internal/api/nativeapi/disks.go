@@ -44,7 +44,7 @@ func (a *api) importSnapshot(ctx context.Context, who account, req client.Import
 		return snapferry.Snapshot{}, err
 	}
 	return a.region.Import(ctx, who.ID, control.ImportRequest{
-		Volume: req.Volume, Labels: labels(req.Labels), Disk: d,
+		Volume: req.Volume, Labels: labels(req.Labels), Sealing: sealing(req.Sealing), Disk: d,
 		Close: func() {
 			d.Close()
 			f.Close()
@@ -69,7 +69,7 @@ func (a *api) importNBD(ctx context.Context, who account, req client.ImportReque
 	if err != nil {
 		return snapferry.Snapshot{}, err
 	}
-	in := control.ImportRequest{Volume: req.Volume, Labels: labels(req.Labels), Disk: d, Close: func() { d.Close() }}
+	in := control.ImportRequest{Volume: req.Volume, Labels: labels(req.Labels), Sealing: sealing(req.Sealing), Disk: d, Close: func() { d.Close() }}
 	if delta, ok := d.Since(); ok {
 		in.Since = delta
 	}

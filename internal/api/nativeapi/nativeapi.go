@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +71,7 @@ type Region interface {
 	Copies
 	Space
 	Volumes
+	Keys
 }
 
 // Files has the files that were handed over: a *handoff.Server.
@@ -182,7 +184,7 @@ func (a *api) operations() []wire.Operation {
 
 		wire.Stream[client.FsckRequest, client.Event]{Name: "Fsck", Method: "POST", Path: "/v1/fsck", Decode: decodeBody[client.FsckRequest], Open: a.fsck},
 	}
-	return append(all, a.volumeOperations()...)
+	return slices.Concat(all, a.volumeOperations(), a.keyOperations())
 }
 
 // volumeOperations are those on live volumes.

@@ -29,7 +29,7 @@ func (a *api) createVolumes(ctx context.Context, who account, q client.VolumeReq
 			return client.VolumeList{}, err
 		}
 	}
-	made, err := a.region.CreateVolumes(ctx, who.ID, control.VolumeRequest{Size: q.Size, Snapshot: q.Snapshot, Name: q.Name, Tags: q.Tags, Count: q.Count})
+	made, err := a.region.CreateVolumes(ctx, who.ID, control.VolumeRequest{Size: q.Size, Snapshot: q.Snapshot, Name: q.Name, Tags: q.Tags, Count: q.Count, Sealing: sealing(q.Sealing)})
 	if err != nil && len(made) > 0 {
 		err = snapferry.Errorf(snapferry.KindOf(err), "%d of %d volumes were made, the last one is %s: %w", len(made), q.Count, made[len(made)-1].ID, err)
 	}

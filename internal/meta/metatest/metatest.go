@@ -18,6 +18,7 @@ import (
 	"github.com/snapferry/snapferry"
 	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/seal"
 )
 
 // Place is where metadata lies: empty at first, and there again when it is
@@ -211,22 +212,64 @@ func testAccounts(t *testing.T, p Place) {
 func testChains(t *testing.T, p Place) {
 	db := p.open(t)
 	w := NewWorld(t, db)
+	const key = snapferry.KeyID("key-00000000000000001")
 	c := meta.Chain{
-		ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256, WrappedKey: []byte("wrapped"),
+		ID: snapferry.NewChainID(), Account: w.Account.ID, Algorithm: digest.SHA256, WrappedKey: wrappedKey(t, key, 3), Key: key, Generation: 3,
 		OriginRegion: "west", OriginChain: snapferry.NewChainID(), Created: at(1),
 	}
-	update(t, db, func(tx *meta.Tx) error { return tx.InsertChain(c) })
+	plain := c
+	plain.ID, plain.Key, plain.Generation, plain.WrappedKey, plain.Created = snapferry.NewChainID(), "", 0, nil, at(2)
+	update(t, db, func(tx *meta.Tx) error { return errors.Join(tx.InsertChain(c), tx.InsertChain(plain)) })
 	view(t, db, func(tx *meta.Tx) error {
 		got, err := tx.Chain(w.Chain.ID)
 		same(t, "chain", got, w.Chain)
-		got, err2 := tx.ChainByOrigin(w.Account.ID, "west", c.OriginChain)
+		got, err2 := tx.ChainByOrigin(w.Account.ID, "west", c.OriginChain, key)
 		same(t, "chain by origin", got, c)
-		_, err3 := tx.ChainByOrigin(w.Account.ID, "north", c.OriginChain)
-		wantKind(t, err3, snapferry.NotFound)
+		for _, other := range []struct {
+			region snapferry.RegionName
+			key    snapferry.KeyID
+		}{{"north", key}, {"west", "key-00000000000000002"}} {
+			_, err := tx.ChainByOrigin(w.Account.ID, other.region, c.OriginChain, other.key)
+			wantKind(t, err, snapferry.NotFound)
+		}
+		all, err3 := tx.ChainsByOrigin(w.Account.ID, "west", c.OriginChain)
+		same(t, "chains by origin", all, []meta.Chain{c, plain})
+		if err3 == nil {
+			all, err3 = tx.ChainsByOrigin(w.Account.ID, "north", c.OriginChain)
+			same(t, "chains by another origin", len(all), 0)
+		}
+		if err3 != nil {
+			return err3
+		}
+		all, err3 = tx.ChainsOfKey(key)
+		same(t, "chains of a key", all, []meta.Chain{c})
+		if err3 == nil {
+			all, err3 = tx.ChainsOfKey("")
+			same(t, "chains of no key", len(all), 0)
+		}
+		if err3 != nil {
+			return err3
+		}
 		return errors.Join(err, err2)
 	})
+	c.WrappedKey, c.Generation = wrappedKey(t, key, 4), 4
+	update(t, db, func(tx *meta.Tx) error { return tx.PutChain(c) })
+	same(t, "chain wrapped again", read(t, db, func(tx *meta.Tx) (meta.Chain, error) { return tx.Chain(c.ID) }), c)
+	bad := c
+	bad.ID, bad.WrappedKey = snapferry.NewChainID(), []byte("wrapped")
+	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertChain(bad) }), snapferry.Corrupt)
 	c.ID, c.Account = snapferry.NewChainID(), "acct-nobody"
 	wantKind(t, db.Update(t.Context(), func(tx *meta.Tx) error { return tx.InsertChain(c) }), snapferry.Conflict)
+}
+
+func wrappedKey(t testing.TB, key snapferry.KeyID, generation uint32) []byte {
+	t.Helper()
+	w := seal.WrappedKey{Key: key, Generation: generation, Blob: []byte("wrapped")}
+	p, err := w.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func testVolumes(t *testing.T, p Place) {
@@ -240,7 +283,7 @@ func testVolumes(t *testing.T, p Place) {
 		same(t, "volume", got, v)
 		got, err2 := tx.VolumeByName(w.Account.ID, "disk")
 		same(t, "volume by name", got, w.Volume)
-		got, err3 := tx.VolumeByOrigin(w.Account.ID, "west", v.OriginVolume)
+		got, err3 := tx.VolumeByOrigin(w.Account.ID, "west", v.OriginVolume, "")
 		same(t, "volume by origin", got, v)
 		_, err4 := tx.VolumeByName(w.Account.ID, "none")
 		wantKind(t, err4, snapferry.NotFound)

@@ -24,6 +24,7 @@ var statuses = map[snapferry.Kind]int{
 	snapferry.Full:        http.StatusInsufficientStorage,
 	snapferry.Unsupported: http.StatusNotImplemented,
 	snapferry.Cancelled:   499, // the caller closed the request
+	snapferry.KeyUnusable: http.StatusFailedDependency,
 }
 
 // exchange is one request and its reply.

@@ -1,19 +1,21 @@
-package head
+package layer
 
 import (
 	"errors"
 	"io"
 	"path"
-	"strings"
 
 	"github.com/snapferry/snapferry"
-	"github.com/snapferry/snapferry/internal/layer"
 )
+
+// tempSuffix ends the name of a file that is to replace another.
+const tempSuffix = ".new"
 
 // maxFile bounds the small files that are read as a whole.
 const maxFile = 1 << 20
 
-func readFile(fs layer.FS, name string) (p []byte, err error) {
+// ReadFile reads a small file: at most 1 MiB, else the error is of Kind Corrupt.
+func ReadFile(fs FS, name string) (p []byte, err error) {
 	f, err := fs.OpenFile(name, false)
 	if err != nil {
 		return nil, err
@@ -37,10 +39,10 @@ func readFile(fs layer.FS, name string) (p []byte, err error) {
 	return p, nil
 }
 
-// replaceFile puts a file with content p at dir/name, durably: whoever looks
+// ReplaceFile puts a file with content p at dir/name, durably: whoever looks
 // after a crash finds the old one or the new one.
-func replaceFile(fs layer.FS, dir, name string, p []byte) error {
-	temp := path.Join(dir, name+".new")
+func ReplaceFile(fs FS, dir, name string, p []byte) error {
+	temp := path.Join(dir, name+tempSuffix)
 	if err := fs.Remove(temp); err != nil && !snapferry.IsKind(err, snapferry.NotFound) {
 		return err
 	}
@@ -53,31 +55,7 @@ func replaceFile(fs layer.FS, dir, name string, p []byte) error {
 	return fs.SyncDir(dir)
 }
 
-// removeAll removes what is in the folder of a volume, and the folder: layers and
-// small files. One that is not there is no error.
-func removeAll(fs layer.FS, dir string) error {
-	names, err := fs.ReadDir(dir)
-	if snapferry.IsKind(err, snapferry.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		name := path.Join(dir, n)
-		if strings.HasPrefix(n, layerPrefix) {
-			err = layer.Remove(fs, name)
-		} else {
-			err = fs.Remove(name)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return fs.Remove(dir)
-}
-
-func writeFile(fs layer.FS, name string, p []byte) error {
+func writeFile(fs FS, name string, p []byte) error {
 	f, err := fs.OpenFile(name, true)
 	if err != nil {
 		return err

@@ -1,0 +1,152 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/kms"
+	"github.com/snapferry/snapferry/internal/meta"
+	"github.com/snapferry/snapferry/internal/simtest"
+	"github.com/snapferry/snapferry/seal"
+)
+
+// keyService is a key service with one key, to which things happen.
+type keyService struct {
+	mu    sync.Mutex
+	spoil func(ctx context.Context, key []byte) error // nil: it is well; guarded by mu
+}
+
+func (s *keyService) set(spoil func(ctx context.Context, key []byte) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spoil = spoil
+}
+
+func (s *keyService) answer(ctx context.Context, key []byte) error {
+	s.mu.Lock()
+	spoil := s.spoil
+	s.mu.Unlock()
+	if spoil == nil {
+		return nil
+	}
+	return spoil(ctx, key)
+}
+
+func (*keyService) master() *seal.MasterKey {
+	k, err := seal.NewMasterKey(bytes.Repeat([]byte{7}, seal.KeySize))
+	if err != nil {
+		panic(err)
+	}
+	return k
+}
+
+func (s *keyService) NewDataKey(ctx context.Context, _ string, dst []byte, c seal.Context) (plain, wrapped []byte, err error) {
+	plain = append(dst, simtest.Content(time.Now().Nanosecond())[:seal.KeySize]...)
+	if wrapped, err = s.master().Wrap(nil, plain[len(dst):], 1, c); err != nil {
+		return nil, nil, err
+	}
+	return plain, wrapped, s.answer(ctx, plain[len(dst):])
+}
+
+func (s *keyService) Unwrap(ctx context.Context, _ string, dst, wrapped []byte, c seal.Context) ([]byte, error) {
+	plain, err := s.master().Unwrap(dst, wrapped, 1, c)
+	if err != nil {
+		return nil, err
+	}
+	return plain, s.answer(ctx, plain[len(dst):])
+}
+
+func (s *keyService) Rewrap(ctx context.Context, _ string, wrapped []byte, _ seal.Context) ([]byte, error) {
+	return wrapped, s.answer(ctx, nil)
+}
+
+func (s *keyService) Describe(ctx context.Context, key string) (kms.Description, error) {
+	return kms.Description{Name: key, Usable: true}, s.answer(ctx, nil)
+}
+
+func (s *keyService) Health(ctx context.Context) error { return s.answer(ctx, nil) }
+
+// TestKeyServiceMeanwhile lets something happen to the key service of a destination
+// while a copy runs: the copy waits for the end of what may have one, and fails for the
+// reason of what has none. Then all is as ever.
+func TestKeyServiceMeanwhile(t *testing.T) {
+	t.Parallel()
+	unavailable := func(what string) func(context.Context, []byte) error {
+		return func(context.Context, []byte) error { return snapferry.Errorf(snapferry.Unavailable, "%s", what) }
+	}
+	for name, c := range map[string]struct {
+		spoil func(ctx context.Context, key []byte) error
+		says  string
+		fails bool // for good
+	}{
+		"down":       {spoil: unavailable("connection refused"), says: "connection refused"},
+		"throttling": {spoil: unavailable("too many requests"), says: "too many requests"},
+		"slow": {spoil: func(ctx context.Context, _ []byte) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, says: "did not answer"},
+		"denied": {spoil: func(context.Context, []byte) error {
+			return snapferry.Errorf(snapferry.Denied, "the role may not use it")
+		}, says: "may not use it", fails: true},
+		"another key's data": {spoil: func(_ context.Context, key []byte) error {
+			if key != nil {
+				key[0] ^= 1
+			}
+			return nil
+		}, says: "corrupt", fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &keyService{}
+			w := newWorldWith(t, func(o *simtest.Options) {
+				o.KeyServices = map[string]kms.Driver{"service": s}
+				o.Keys = kms.Config{TTL: time.Millisecond, Grace: time.Millisecond, Timeout: 100 * time.Millisecond}
+			})
+			if _, err := w.west.Control.CreateKey(t.Context(), w.atWest, control.KeyRequest{Alias: "one", Driver: "service", External: "one"}); err != nil {
+				t.Fatal(err)
+			}
+			d := firstDisk()
+			from := w.importedAs("disk", d, control.Sealing{})
+			asked, open := w.shut()
+			x := w.copy(control.CopyRequest{Source: from.ID, Sealing: control.Sealing{Key: "one"}})
+			<-asked
+			s.set(c.spoil)
+			_, err := w.west.Control.Copy(t.Context(), w.atWest, control.CopyRequest{From: "east", Source: from.ID, Full: true, Sealing: control.Sealing{Key: "one"}})
+			if err == nil || snapferry.KindOf(err) == snapferry.Internal {
+				t.Errorf("another copy: got %v", err)
+			}
+			time.Sleep(5 * time.Millisecond)
+			close(open)
+			if c.fails {
+				now := w.settled(w.west, w.atWest, x.ID)
+				if now.State != snapferry.SnapshotFailed || !strings.Contains(strings.ToLower(now.Reason), c.says) {
+					t.Errorf("got %s (%s), want failed for %q", now.State, now.Reason, c.says)
+				}
+			} else {
+				idle(t, w.west, "the job that waits", func(tx *meta.Tx) (bool, error) {
+					jobs, err := tx.JobsOf(string(x.ID))
+					for _, j := range jobs {
+						if strings.Contains(j.Error, c.says) {
+							return true, err
+						}
+					}
+					return false, err
+				})
+			}
+			s.set(nil)
+			if c.fails {
+				if x, err = w.west.Control.Copy(t.Context(), w.atWest, control.CopyRequest{From: "east", Source: from.ID, Sealing: control.Sealing{Key: "one"}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.ready(x.ID, d)
+			w.check()
+		})
+	}
+}
