@@ -122,7 +122,7 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 	}
 	insert := func(tx *meta.Tx, chain snapferry.ChainID) error {
 		if chain.IsZero() {
-			if err := tx.InsertChain(fresh); err != nil {
+			if err := r.insertChain(tx, fresh); err != nil {
 				return err
 			}
 			chain = fresh.ID

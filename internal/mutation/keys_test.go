@@ -71,6 +71,10 @@ var keysList = []mutation{
 		edits: []edit{{vaultPurge, "if err := tx.SetProven(chain, false); err != nil {", "if err := error(nil); err != nil {"}},
 	},
 	{
+		name: "a chain may come after the rotation of its key", pkg: control, test: "TestRotatedMeanwhile",
+		edits: []edit{{keystore + "/chains.go", "have != c.Generation {", "have < c.Generation {"}},
+	},
+	{
 		name: "the number of a chain's object is given again", pkg: control, test: "TestRotations",
 		edits: []edit{{vault + "/chain.go", "max(highest+1, c.Number+1, least)", "c.Number + 1 + 0*(highest+least)"}},
 	},
