@@ -301,6 +301,7 @@ func TestRotatedMeanwhile(t *testing.T) {
 // what the metadata does, and the objects with older wrapped keys are gone.
 func TestRotations(t *testing.T) {
 	s := newSealed(t, 1)
+	var older, newest meta.Chain
 	for range 4 {
 		k, err := s.Control.ChangeKey(t.Context(), s.at, "one", control.KeyRotate)
 		if err != nil {
@@ -314,12 +315,16 @@ func TestRotations(t *testing.T) {
 		})
 		rest(t, s.Region)
 		s.CheckChain(t, chains[0])
+		older, newest = newest, chains[0]
 		n := 0
 		err = s.Bucket.List(t.Context(), "chain/", "", func(blob.Info) error { n++; return nil })
 		if err != nil || n != 1 {
 			t.Errorf("generation %d: %d objects of the chain, %v, want 1", k.Generation, n, err)
 		}
 	}
+	// A process that slept while the key was rotated does not put the older one above it.
+	wantKind(t, "an older wrapped key", s.Vault.PutChain(t.Context(), older), snapferry.Conflict)
+	s.CheckChain(t, newest)
 	s.Restart()
 	s.has(0)
 }

@@ -79,6 +79,10 @@ var keysList = []mutation{
 		edits: []edit{{vault + "/chain.go", "max(highest+1, c.Number+1, least)", "c.Number + 1 + 0*(highest+least)"}},
 	},
 	{
+		name: "an older wrapped key is put above a newer one", pkg: control, test: "TestRotations",
+		edits: []edit{{vault + "/chain.go", "err == nil && have > least {", "err == nil && have > least && highest == 0 {"}},
+	},
+	{
 		name: "who looked just before a block came fetches it again", pkg: "internal/head", test: "TestFetchOnce",
 		edits: []edit{{headFetch, "have < snapferry.BlockSize {\n\t\treturn false", "have <= snapferry.BlockSize {\n\t\treturn false"}},
 	},
