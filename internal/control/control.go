@@ -127,6 +127,7 @@ const (
 	jobUpload   = "upload" // of its snapshots, the oldest first
 	jobRollback = "rollback"
 	jobUnmake   = "unmake"
+	jobMake     = "make" // one that a start could not make, because its key may not be used
 	jobHydrate  = "hydrate"
 )
 
@@ -175,6 +176,7 @@ func (r *Region) handlers() map[string]job.Handler {
 	all := r.upkeep()
 	all[jobImport], all[jobFork], all[jobCopy], all[jobDiscard] = r.runImport, r.runFork, r.runCopy, r.runDiscard
 	all[jobRewrap] = r.runRewrap
+	all[jobMake] = r.runMake
 	all[jobUpload], all[jobRollback], all[jobUnmake], all[jobHydrate] = r.runUpload, r.runRollback, r.runUnmake, r.runHydrate
 	return all
 }

@@ -368,7 +368,7 @@ func (r *Region) copyVolume(tx *meta.Tx, account snapferry.AccountID, from snapf
 	case err == nil:
 		chain = have
 	case snapferry.IsKind(err, snapferry.NotFound):
-		err = tx.InsertChain(chain)
+		err = r.insertChain(tx, chain)
 	}
 	if err != nil {
 		return vol, err

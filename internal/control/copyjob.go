@@ -116,7 +116,11 @@ func retry(ctx context.Context, err error) bool {
 	if err == nil {
 		return false
 	}
-	return snapferry.IsKind(err, snapferry.Unavailable) || ctx.Err() != nil
+	if ended := (*endedError)(nil); errors.As(err, &ended) {
+		return ctx.Err() != nil
+	}
+	// A key that may not be used now may be enabled again.
+	return snapferry.IsKind(err, snapferry.Unavailable) || snapferry.IsKind(err, snapferry.KeyUnusable) || ctx.Err() != nil
 }
 
 func (r *Region) copyRow(ctx context.Context, id snapferry.CopyID) (c meta.Copy, err error) {

@@ -100,10 +100,10 @@ func (r *Region) runFork(ctx context.Context, run *job.Run) error {
 	}
 	err = r.sealFork(ctx, run, s)
 	switch {
+	case snapferry.IsKind(err, snapferry.KeyUnusable):
+		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
 	case err == nil || retry(ctx, err):
 		return err
-	case snapferry.IsKind(err, snapferry.KeyUnusable): // it may be enabled again
-		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
 	}
 	return r.failSnapshot(ctx, id, err)
 }

@@ -96,7 +96,7 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 	r.imports[s.ID] = &running{disk: req.Disk, since: req.Since, close: req.Close}
 	r.mu.Unlock()
 	err = r.db.Update(ctx, func(tx *meta.Tx) error {
-		vol, err := localVolume(tx, account, req.Volume, chain, req.Sealing)
+		vol, err := r.localVolume(tx, account, req.Volume, chain, req.Sealing)
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func checkNoHead(tx *meta.Tx, vol meta.Volume) error {
 }
 
 // localVolume returns the account's lineage of a name, made in a chain when it is new.
-func localVolume(tx *meta.Tx, account snapferry.AccountID, name string, chain meta.Chain, s Sealing) (meta.Volume, error) {
+func (r *Region) localVolume(tx *meta.Tx, account snapferry.AccountID, name string, chain meta.Chain, s Sealing) (meta.Volume, error) {
 	vol, err := tx.VolumeByName(account, name)
 	if err == nil {
 		err = s.fits("volume "+name, vol.Key, chain.Key)
@@ -157,7 +157,7 @@ func localVolume(tx *meta.Tx, account snapferry.AccountID, name string, chain me
 	if !snapferry.IsKind(err, snapferry.NotFound) {
 		return vol, err
 	}
-	if err := tx.InsertChain(chain); err != nil {
+	if err := r.insertChain(tx, chain); err != nil {
 		return vol, err
 	}
 	vol = meta.Volume{ID: snapferry.NewVolumeID(), Account: account, Name: name, Chain: chain.ID, Created: time.Now()}

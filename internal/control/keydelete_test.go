@@ -1,8 +1,11 @@
 package control_test
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 	"github.com/snapferry/snapferry/internal/blob"
 	"github.com/snapferry/snapferry/internal/blob/blobtest"
 	"github.com/snapferry/snapferry/internal/control"
+	"github.com/snapferry/snapferry/internal/kms"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/simtest"
 )
@@ -231,10 +235,73 @@ func TestPurgeCutShort(t *testing.T) {
 	}
 }
 
+// TestSweepUnderDisabledKey sweeps while something that is not counted is sealed with a key
+// that may not be used.
+func TestSweepUnderDisabledKey(t *testing.T) {
+	s := newSealed(t, 1)
+	s.change(control.KeyDisable)
+	s.Update(func(tx *meta.Tx) error {
+		versions, err := tx.AllVersions()
+		if err == nil {
+			err = tx.ForgetStored(versions[0].ID, time.Now())
+		}
+		return errors.Join(err, sweepNow(tx))
+	})
+	rest(t, s.Region)
+	s.change(control.KeyEnable)
+	s.Update(sweepNow)
+	rest(t, s.Region)
+	s.Check(t, simtest.NoGarbage)
+}
+
+// rotating is a key service whose keys can be rotated.
+type rotating struct{ *keyService }
+
+func (rotating) Rotate(context.Context, string) error { return nil }
+
+// TestRotatedMeanwhile rotates a key after the data key of a new chain was wrapped with it, and
+// before the chain is in the metadata: it is refused, for the generation that it is wrapped
+// with is forgotten.
+func TestRotatedMeanwhile(t *testing.T) {
+	service := &keyService{}
+	a := &alone{Region: simtest.NewRegion(t, simtest.Options{Jobs: true, KeyServices: map[string]kms.Driver{"service": rotating{service}}}), t: t}
+	a.at = a.Account("a")
+	k, err := a.Control.CreateKey(t.Context(), a.at, control.KeyRequest{Alias: "one", Driver: "service", External: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rotated atomic.Bool
+	service.set(func(context.Context, []byte) error {
+		if !rotated.Swap(true) {
+			if _, err := a.Control.ChangeKey(context.Background(), a.at, "one", control.KeyRotate); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	})
+	q := control.ImportRequest{Volume: "disk", Sealing: control.Sealing{Key: "one"}, Disk: firstDisk(), Close: func() {}}
+	_, err = a.Control.Import(t.Context(), a.at, q)
+	wantKind(t, "with a key that was rotated just now", err, snapferry.Unavailable)
+	s, err := a.Control.Import(t.Context(), a.at, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.ready(s.ID, firstDisk())
+	rest(t, a.Region)
+	a.View(func(tx *meta.Tx) error {
+		chains, err := tx.ChainsOfKey(k.ID)
+		if len(chains) != 1 || chains[0].Generation != 2 {
+			t.Errorf("chains %+v, want one of generation 2", chains)
+		}
+		return err
+	})
+}
+
 // TestRotations rotates a key several times: each time the newest object of the chain says
 // what the metadata does, and the objects with older wrapped keys are gone.
 func TestRotations(t *testing.T) {
 	s := newSealed(t, 1)
+	var older, newest meta.Chain
 	for range 4 {
 		k, err := s.Control.ChangeKey(t.Context(), s.at, "one", control.KeyRotate)
 		if err != nil {
@@ -248,12 +315,16 @@ func TestRotations(t *testing.T) {
 		})
 		rest(t, s.Region)
 		s.CheckChain(t, chains[0])
+		older, newest = newest, chains[0]
 		n := 0
 		err = s.Bucket.List(t.Context(), "chain/", "", func(blob.Info) error { n++; return nil })
 		if err != nil || n != 1 {
 			t.Errorf("generation %d: %d objects of the chain, %v, want 1", k.Generation, n, err)
 		}
 	}
+	// A process that slept while the key was rotated does not put the older one above it.
+	wantKind(t, "an older wrapped key", s.Vault.PutChain(t.Context(), older), snapferry.Conflict)
+	s.CheckChain(t, newest)
 	s.Restart()
 	s.has(0)
 }

@@ -69,6 +69,16 @@ func (r *Region) newChain(ctx context.Context, account snapferry.AccountID, k sn
 	return c, nil
 }
 
+// insertChain inserts a chain that newChain has made.
+func (r *Region) insertChain(tx *meta.Tx, c meta.Chain) error {
+	if r.keys != nil {
+		if err := r.keys.Admit(tx, c); err != nil {
+			return err
+		}
+	}
+	return tx.InsertChain(c)
+}
+
 // chainFor makes a chain for a new lineage as a caller wants it.
 func (r *Region) chainFor(ctx context.Context, account snapferry.AccountID, s Sealing) (meta.Chain, error) {
 	k, sealed, err := r.keyFor(ctx, account, s)

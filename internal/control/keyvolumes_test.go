@@ -2,10 +2,12 @@ package control_test
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -254,4 +256,44 @@ func TestLazyReadWaitsForKey(t *testing.T) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
+}
+
+// TestVolumeMadeLater starts a region that was to make a volume whose key is disabled by
+// now: the volume is made when the key is enabled.
+func TestVolumeMadeLater(t *testing.T) {
+	t.Parallel()
+	a := newLivelyOver(t, nil, 1<<30)
+	key(t, a.Region, a.at, "one")
+	v := a.volume(control.VolumeRequest{Name: "v", Size: 1 << 20, Count: 1, Sealing: control.Sealing{Key: "one"}})
+	set := func(do control.KeyAction) {
+		t.Helper()
+		if _, err := a.Control.ChangeKey(t.Context(), a.at, "one", do); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(control.KeyDisable)
+	id := snapferry.NewVolumeID() // as a crash leaves it just after its transaction
+	a.Update(func(tx *meta.Tx) error {
+		h, err := tx.Head(v.ID)
+		vol, err2 := tx.Volume(v.ID)
+		h.ID, h.State, vol.ID, vol.Name = id, snapferry.VolumeCreating, id, "later"
+		return errors.Join(err, err2, tx.InsertVolume(vol), tx.InsertHead(h))
+	})
+	state := func(want snapferry.VolumeState) func(*meta.Tx) (bool, error) {
+		return func(tx *meta.Tx) (bool, error) {
+			h, err := tx.Head(id)
+			return h.State == want, err
+		}
+	}
+	a.Restart()
+	idle(t, a.Region, "the job that waits", func(tx *meta.Tx) (bool, error) {
+		jobs, err := tx.JobsOf(string(id))
+		return slices.ContainsFunc(jobs, func(j meta.Job) bool { return strings.Contains(j.Error, "disabled") }), err
+	})
+	idle(t, a.Region, "the volume that waits", state(snapferry.VolumeCreating))
+	set(control.KeyEnable)
+	idle(t, a.Region, "the volume", state(snapferry.VolumeAvailable))
+	l := &lively{alone: a, id: id, disk: simtest.NewDisk(1 << 20), rng: rand.New(rand.NewPCG(1, 1))}
+	l.write(20)
+	l.same()
 }

@@ -253,7 +253,13 @@ func (r *Region) startVolumes(ctx context.Context) error {
 	}
 	for _, h := range rows {
 		if h.State == snapferry.VolumeCreating {
-			if err := r.makeVolume(ctx, h); err != nil {
+			err := r.makeVolume(ctx, h, true)
+			if snapferry.IsKind(err, snapferry.KeyUnusable) {
+				err = r.db.Update(ctx, func(tx *meta.Tx) error {
+					return job.Enqueue(tx, job.Job{Kind: jobMake, Account: h.Account, Subject: string(h.ID), Lane: job.Upkeep})
+				})
+			}
+			if err != nil {
 				r.log.Error("a volume could not be made", "volume", h.ID, "err", err)
 			}
 		}

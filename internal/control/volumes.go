@@ -122,7 +122,7 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 	}
 	insert := func(tx *meta.Tx, chain snapferry.ChainID) error {
 		if chain.IsZero() {
-			if err := tx.InsertChain(fresh); err != nil {
+			if err := r.insertChain(tx, fresh); err != nil {
 				return err
 			}
 			chain = fresh.ID
@@ -149,7 +149,7 @@ func (r *Region) createVolume(ctx context.Context, account snapferry.AccountID, 
 	if err != nil {
 		return "", err
 	}
-	return h.ID, r.makeVolume(ctx, h)
+	return h.ID, r.makeVolume(ctx, h, false)
 }
 
 // createOver inserts a volume over the version of a snapshot, which it holds from
@@ -266,8 +266,9 @@ func volumeHold(version snapferry.VersionID, id snapferry.VolumeID) meta.Hold {
 	return meta.Hold{Version: version, Kind: vault.HoldVolume, Owner: string(id), Created: time.Now()}
 }
 
-// makeVolume makes the folder of a volume that is being created.
-func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
+// makeVolume makes the folder of a volume that is being created. One whose key may not
+// be used now can be made later, if nobody waits for it; else it is in error.
+func (r *Region) makeVolume(ctx context.Context, h meta.Head, later bool) error {
 	l := r.live(h.ID)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -283,6 +284,9 @@ func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 	if err == nil {
 		err = head.Create(r.files.FS, volumeDir(h.ID), h.Size, h.Base, keys)
 	}
+	if later && snapferry.IsKind(err, snapferry.KeyUnusable) {
+		return err
+	}
 	return cmp.Or(err, r.db.Update(context.WithoutCancel(ctx), func(tx *meta.Tx) error {
 		now, terr := tx.Head(h.ID)
 		if terr != nil || now.State != snapferry.VolumeCreating {
@@ -294,6 +298,21 @@ func (r *Region) makeVolume(ctx context.Context, h meta.Head) error {
 		}
 		return tx.UpdateHead(now)
 	}))
+}
+
+// runMake is the job that makes a volume that a start could not make.
+func (r *Region) runMake(ctx context.Context, run *job.Run) error {
+	row, _, err := r.idleHead(ctx, snapferry.VolumeID(run.Job.Subject))
+	if snapferry.IsKind(err, snapferry.NotFound) || err == nil && row.State != snapferry.VolumeCreating {
+		return nil // deleted, or made at a start
+	}
+	if err == nil {
+		err = r.makeVolume(ctx, row, true)
+	}
+	if snapferry.IsKind(err, snapferry.KeyUnusable) {
+		return snapferry.Errorf(snapferry.Unavailable, "%w", err)
+	}
+	return err
 }
 
 func ownVolume(tx *meta.Tx, account snapferry.AccountID, id snapferry.VolumeID) (meta.Head, error) {

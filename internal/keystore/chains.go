@@ -19,6 +19,34 @@ func (s *Store) DataKey(ctx context.Context, key snapferry.Key, id snapferry.Cha
 	return w.Encode()
 }
 
+// Admit has a chain be inserted into the metadata, in the caller's transaction, only if its
+// data key is wrapped with the newest generation of its master key there: Unavailable else.
+// So a rotation, which forgets older generations when it has wrapped again what is in
+// the metadata, misses none. A plain chain needs nothing.
+func (s *Store) Admit(tx *meta.Tx, c meta.Chain) error {
+	if c.Key == "" {
+		return nil
+	}
+	ring := s.current.Load()
+	now, err := tx.Keyring()
+	if err != nil {
+		return err
+	}
+	if now.Number != ring.Number {
+		if ring, err = s.decode(now.Number, now.Sealed); err != nil {
+			return err
+		}
+	}
+	i := find(ring, c.Key)
+	if i < 0 {
+		return snapferry.Errorf(snapferry.KeyUnusable, "key %s is gone", c.Key)
+	}
+	if have := ring.Keys[i].Generation; have != c.Generation {
+		return snapferry.Errorf(snapferry.Unavailable, "key %s was rotated just now", c.Key).WithHint("try again")
+	}
+	return nil
+}
+
 // Try opens the data key of a chain now, whatever is in memory: whether a copy into
 // it can be made. A plain chain needs nothing.
 func (s *Store) Try(ctx context.Context, id snapferry.ChainID) error {

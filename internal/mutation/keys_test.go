@@ -71,8 +71,16 @@ var keysList = []mutation{
 		edits: []edit{{vaultPurge, "if err := tx.SetProven(chain, false); err != nil {", "if err := error(nil); err != nil {"}},
 	},
 	{
+		name: "a chain may come after the rotation of its key", pkg: control, test: "TestRotatedMeanwhile",
+		edits: []edit{{keystore + "/chains.go", "have != c.Generation {", "have < c.Generation {"}},
+	},
+	{
 		name: "the number of a chain's object is given again", pkg: control, test: "TestRotations",
 		edits: []edit{{vault + "/chain.go", "max(highest+1, c.Number+1, least)", "c.Number + 1 + 0*(highest+least)"}},
+	},
+	{
+		name: "an older wrapped key is put above a newer one", pkg: control, test: "TestRotations",
+		edits: []edit{{vault + "/chain.go", "err == nil && have > least {", "err == nil && have > least && highest == 0 {"}},
 	},
 	{
 		name: "who looked just before a block came fetches it again", pkg: "internal/head", test: "TestFetchOnce",

@@ -34,24 +34,34 @@ func (v *Vault) EnsureChain(ctx context.Context, id snapferry.ChainID) error {
 
 // PutChain has an object in the bucket that says what a row does, above all others of the
 // chain: at first, and when the data key is wrapped anew, before the metadata has it. What
-// it wrote was read back.
+// it wrote was read back. It is a Conflict when there is one already whose data key is
+// wrapped with a later generation: the older one may be forgotten by now.
 func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
 	c, keys, err := v.describeChain(ctx, row)
 	if err != nil {
 		return err
 	}
-	least, err := leastNumber(row)
+	least, err := generationOf(row.WrappedKey)
 	if err != nil {
 		return err
 	}
 	for range chainTries {
-		highest, same, err := v.highestChain(ctx, c, keys)
+		highest, there, err := v.highestChain(ctx, c, keys)
 		if err != nil {
 			return err
 		}
-		if same {
+		if there != nil && sameChain(there, c) {
 			v.chains.Store(c.ID, true)
 			return nil
+		}
+		if there != nil {
+			have, err := generationOf(there.WrappedKey)
+			if err == nil && have > least {
+				err = snapferry.Errorf(snapferry.Conflict, "the data key of chain %s is wrapped with generation %d, not %d, by now", c.ID, have, least)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		c.Number = max(highest+1, c.Number+1, least)
 		p, err := c.Encode(v.sign)
@@ -74,14 +84,14 @@ func (v *Vault) PutChain(ctx context.Context, row meta.Chain) error {
 	return snapferry.Errorf(snapferry.Conflict, "chain %s has %d objects that say something else", c.ID, chainTries)
 }
 
-// leastNumber is the least number that an object of a chain may get: the generation of
-// the master key that its data key is wrapped with, which grows with each wrapping. So
-// a number that was removed is not given again, also where a bucket lists late.
-func leastNumber(row meta.Chain) (uint64, error) {
-	if row.WrappedKey == nil {
+// generationOf is the generation of the master key that a data key is wrapped with; 1 for
+// none. An object of a chain gets no lower number, and it grows with each wrapping: so a
+// number that was removed is not given again, also where a bucket lists late.
+func generationOf(wrapped []byte) (uint64, error) {
+	if wrapped == nil {
 		return 1, nil
 	}
-	w, err := seal.DecodeWrapped(row.WrappedKey)
+	w, err := seal.DecodeWrapped(wrapped)
 	return max(uint64(w.Generation), 1), err
 }
 
@@ -107,21 +117,28 @@ func (v *Vault) chainNumbers(ctx context.Context, id snapferry.ChainID) (numbers
 }
 
 // highestChain returns the highest number of a chain's objects, or the last that c was
-// given if that is higher, 0 for none, and whether that object says what c does.
-func (v *Vault) highestChain(ctx context.Context, c *record.Chain, keys []ed25519.PublicKey) (number uint64, same bool, err error) {
+// given if that is higher, 0 for none, and that object; nil when it cannot be read.
+func (v *Vault) highestChain(ctx context.Context, c *record.Chain, keys []ed25519.PublicKey) (number uint64, there *record.Chain, err error) {
 	numbers, err := v.chainNumbers(ctx, c.ID)
 	if err != nil {
-		return 0, false, err
+		return 0, nil, err
 	}
 	number = c.Number
 	for _, n := range numbers {
 		number = max(number, n)
 	}
 	if number == 0 {
-		return 0, false, nil
+		return 0, nil, nil
 	}
-	same, err = v.sameChain(ctx, record.ChainName(c.ID, number), c, keys)
-	return number, same, err
+	p, err := v.bucket.Get(ctx, record.ChainName(c.ID, number), record.MaxChainSize)
+	if err != nil && !snapferry.IsKind(err, snapferry.Corrupt) {
+		return 0, nil, err
+	}
+	there, err = record.DecodeChain(p, keys)
+	if err != nil || there.ID != c.ID {
+		return number, nil, nil // damaged: a check tells, the next number says it again
+	}
+	return number, there, nil
 }
 
 // DropOldChains removes the objects of a chain below its highest number: their wrapped
@@ -155,16 +172,8 @@ func (v *Vault) describeChain(ctx context.Context, row meta.Chain) (c *record.Ch
 	return c, append(keys, v.sign.Public().(ed25519.PublicKey)), err
 }
 
-// sameChain reports whether an object in the bucket says of a chain what c does.
-func (v *Vault) sameChain(ctx context.Context, name string, c *record.Chain, keys []ed25519.PublicKey) (bool, error) {
-	p, err := v.bucket.Get(ctx, name, record.MaxChainSize)
-	if err != nil && !snapferry.IsKind(err, snapferry.Corrupt) {
-		return false, err
-	}
-	there, err := record.DecodeChain(p, keys)
-	if err != nil {
-		return false, nil // damaged: a check tells, the next number says it again
-	}
-	return there.ID == c.ID && there.Account == c.Account && there.OriginRegion == c.OriginRegion && there.OriginChain == c.OriginChain &&
-		bytes.Equal(there.WrappedKey, c.WrappedKey), nil
+// sameChain reports whether two objects say the same of a chain.
+func sameChain(a, b *record.Chain) bool {
+	return a.ID == b.ID && a.Account == b.Account && a.OriginRegion == b.OriginRegion && a.OriginChain == b.OriginChain &&
+		bytes.Equal(a.WrappedKey, b.WrappedKey)
 }
