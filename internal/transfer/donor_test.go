@@ -117,8 +117,8 @@ func TestDonor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var could atomic.Int64
 			defer func() {
-				if could.Load() < 100 {
-					t.Errorf("only %d blocks could be lent", could.Load())
+				if could.Load() == 0 {
+					t.Error("no block could be lent")
 				}
 			}()
 			rapid.Check(t, func(t *rapid.T) {
