@@ -117,19 +117,24 @@ func TestDonor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var could atomic.Int64
 			defer func() {
-				if could.Load() == 0 {
-					t.Error("no block could be lent")
+				if could.Load() < 100 {
+					t.Errorf("only %d blocks could be lent", could.Load())
 				}
 			}()
 			rapid.Check(t, func(t *rapid.T) {
-				sizes := rapid.SliceOfN(rapid.Int64Range(1, 560), 3, 3).Draw(t, "sizes")
+				sizes := rapid.SliceOfN(rapid.Int64Range(30, 400), 3, 3).Draw(t, "sizes")
 				cut := rapid.SliceOfN(rapid.SampledFrom([]int64{0, 512}), 3, 3).Draw(t, "cut")
 				var disks [3]*simtest.Disk
 				for i := range disks {
 					disks[i] = simtest.NewDisk(sizes[i]*snapferry.BlockSize - cut[i])
 				}
+				for b := range uint64(2) { // what can always be lent
+					disk, lent := disks[1], disks[2]
+					disk.Fill(b, 1+int(b)%3)
+					lent.Fill(b, 1+int(b)%3)
+				}
 				for range rapid.IntRange(1, 3).Draw(t, "runs") {
-					lo, n := rapid.Uint64Range(0, 300).Draw(t, "from"), rapid.Uint64Range(1, 40).Draw(t, "blocks")
+					lo, n := rapid.Uint64Range(2, 300).Draw(t, "from"), rapid.Uint64Range(1, 12).Draw(t, "blocks")
 					for i, d := range disks {
 						how := rapid.SampledFrom([]string{"same", "same", "half", "other", "none"}).Draw(t, "how")
 						for b := lo; b < lo+n && int64(b+1)*snapferry.BlockSize <= d.Size(); b++ {
