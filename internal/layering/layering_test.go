@@ -25,6 +25,7 @@ const rooms = `
 0 digest
 0 extent
 0 internal/layering
+0 internal/neterr
 0 internal/testtool
 1 internal/toxitest
 1 internal/linktest

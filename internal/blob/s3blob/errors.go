@@ -13,6 +13,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/neterr"
 )
 
 var errNotFound = snapferry.Errorf(snapferry.NotFound, "no such object")
@@ -101,7 +102,7 @@ func (d *Driver) fail(outer context.Context, err error, attempts int) error {
 	}
 	status := statusOf(err)
 	if code == "" && (status == 0 || status == http.StatusOK) { // no answer, or a part of one
-		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+innermost(err).Error()
+		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+neterr.Innermost(err).Error()
 		e.Hint = d.networkHint(err)
 	} else {
 		var known bool
@@ -174,22 +175,4 @@ func (d *Driver) networkHint(err error) string {
 		return "correct endpoint, or set path_style: true when the store has no name for each bucket"
 	}
 	return ""
-}
-
-// innermost drops what the SDK and net/http put around an error of the network.
-func innermost(err error) error {
-	for {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) > 0 {
-			err = joined.Unwrap()[0]
-			continue
-		}
-		if _, ok := err.(*net.OpError); ok {
-			return err
-		}
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/neterr"
 )
 
 // codes gives the error codes of the service their Kinds; what is not here goes by
@@ -152,7 +153,7 @@ func (d *Driver) fail(err error, attempts int) error {
 		}
 		e.Hint = "see that endpoint is a key service, and that no proxy answers for it"
 	case code == "" && (status == 0 || status == http.StatusOK): // no answer, or a part of one
-		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+innermost(err).Error()
+		e.Kind, e.Message = snapferry.Unavailable, "reach "+d.where+": "+neterr.Innermost(err).Error()
 		e.Hint = networkHint(err)
 	default:
 		var known bool
@@ -253,22 +254,4 @@ func networkHint(err error) string {
 		return "use a name that the service's certificate has as endpoint"
 	}
 	return ""
-}
-
-// innermost drops what the SDK and net/http put around an error of the network.
-func innermost(err error) error {
-	for {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) > 0 {
-			err = joined.Unwrap()[0]
-			continue
-		}
-		if _, ok := err.(*net.OpError); ok {
-			return err
-		}
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/neterr"
 )
 
 // answerError is what a vault said when it refused: the cause of an error. It has no
@@ -159,14 +160,14 @@ func (d *Driver) fail(ctx context.Context, what string, err error, c *call) erro
 		e.Kind, e.Message, e.Cause, e.Hint = a.kind(what), d.where+" answers "+a.Error(), a, a.hint()
 	case asked:
 		// It asked for a token that is not given to it.
-		e.Kind, e.Message = snapferry.Denied, fmt.Sprintf("%s asks for a token: %.500s", d.where, innermost(err))
+		e.Kind, e.Message = snapferry.Denied, fmt.Sprintf("%s asks for a token: %.500s", d.where, neterr.Innermost(err))
 		e.Hint = "see that vault is the address of a key vault"
 	case errors.Is(err, errOdd) || errors.Is(err, errTooLong) || last == nil:
 		// The last attempt had an answer, which is not what was asked for.
 		e.Message = d.where + " gave an answer that cannot be read"
 		e.Hint = "see that vault is the address of a key vault, and that no proxy answers for it"
 	default:
-		e.Message, e.Hint = "reach "+d.where+": "+innermost(last).Error(), networkHint(last)
+		e.Message, e.Hint = "reach "+d.where+": "+neterr.Innermost(last).Error(), networkHint(last)
 		e.Cause = last
 	}
 	if attempts > 1 {
@@ -185,7 +186,7 @@ func credentialsKind(err error) (snapferry.Kind, string) {
 	case errors.As(err, &own):
 		return own.Kind, own.Error()
 	case errors.As(err, &failed) && failed.RawResponse == nil:
-		return snapferry.Unavailable, innermost(err).Error() // it was not answered
+		return snapferry.Unavailable, neterr.Innermost(err).Error() // it was not answered
 	case errors.As(err, &failed):
 		message := fmt.Sprint(failed.RawResponse.StatusCode)
 		var doc struct {
@@ -201,7 +202,7 @@ func credentialsKind(err error) (snapferry.Kind, string) {
 		}
 		return snapferry.Denied, message
 	case errors.As(err, &network) || errors.Is(err, context.Canceled):
-		return snapferry.Unavailable, innermost(err).Error()
+		return snapferry.Unavailable, neterr.Innermost(err).Error()
 	}
 	return snapferry.Denied, err.Error()
 }
@@ -215,7 +216,7 @@ func ended(ctx context.Context, doing string, last error) error {
 	}
 	e := &snapferry.Error{Kind: kind, Message: doing + ": " + ctx.Err().Error(), Cause: ctx.Err()}
 	if last != nil {
-		e.Message, e.Cause = e.Message+"; "+innermost(last).Error(), errors.Join(ctx.Err(), last)
+		e.Message, e.Cause = e.Message+"; "+neterr.Innermost(last).Error(), errors.Join(ctx.Err(), last)
 	}
 	return e
 }
@@ -248,22 +249,4 @@ func networkHint(err error) string {
 		return "correct vault in the configuration; a vault that was deleted can be recovered in Azure"
 	}
 	return ""
-}
-
-// innermost drops what net/http puts around an error of the network.
-func innermost(err error) error {
-	for {
-		if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) > 0 {
-			err = joined.Unwrap()[0]
-			continue
-		}
-		if _, ok := err.(*net.OpError); ok {
-			return err
-		}
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/snapferry/snapferry"
+	"github.com/snapferry/snapferry/internal/neterr"
 )
 
 const (
@@ -227,7 +228,7 @@ func (c *Client) unreachable(ctx context.Context, err error, once bool) error {
 	if errors.As(err, &own) {
 		return own
 	}
-	e := snapferry.Errorf(snapferry.Unavailable, "reach %s: %w", c.service, innermost(err))
+	e := snapferry.Errorf(snapferry.Unavailable, "reach %s: %w", c.service, neterr.Innermost(err))
 	var unknown x509.UnknownAuthorityError
 	var host x509.HostnameError
 	var invalid x509.CertificateInvalidError
@@ -370,13 +371,4 @@ func Text(words string, secrets ...[]byte) string {
 		p = append(p[:MaxText], '…')
 	}
 	return string(p)
-}
-
-// innermost drops what net/http puts around an error of the network: the URL.
-func innermost(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
-	}
-	return err
 }
