@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"io"
 	"slices"
 	"sync/atomic"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/snapferry/snapferry/digest"
 	"github.com/snapferry/snapferry/internal/meta"
 	"github.com/snapferry/snapferry/internal/transfer"
-	"github.com/snapferry/snapferry/internal/vault"
 )
 
 // What a copy wants may be in the region already, in another chain: under another key,
@@ -197,59 +195,32 @@ func (ds *donors) Has(ctx context.Context, leaf uint64, n *blockmap.Node, want b
 
 // Blocks implements transfer.Donor.
 func (ds *donors) Blocks(ctx context.Context, loans []transfer.Loan) (transfer.Frames, error) {
-	f := &lentFrames{ctx: ctx, beat: ds.beat, reader: ds.region.vault.NewFrameReader(), loan: loan{memory: ds.region.memory}}
+	var parts []mapPart
 	for _, l := range loans {
 		ds.share(ctx, l.Leaf, l.Node, l.Blocks, func(d *donor, has blockmap.Bitmap) {
-			f.rest = append(f.rest, share{d, transfer.Want{Leaf: l.Leaf, Blocks: has}})
+			parts = append(parts, mapPart{d.m, transfer.Want{Leaf: l.Leaf, Blocks: has}})
 		})
 	}
-	return f, nil
+	return &lentFrames{ds.region.newBlockStream(ctx, parts), ds.beat}, nil
 }
 
-// A share is what one donor has of a leaf.
-type share struct {
-	donor *donor
-	transfer.Want
-}
-
-// lentFrames streams what donors have. It lives as long as who asked for it, whose
-// context it keeps.
+// lentFrames streams what donors have.
 type lentFrames struct {
-	ctx    context.Context
-	beat   func()
-	reader *vault.FrameReader
-	loan   loan
-	rest   []share
-	from   int // byte of the first share's bitmap that comes next
-	frames []vault.Frame
+	blockStream
+	beat func()
 }
 
 // Next implements transfer.Frames.
 func (f *lentFrames) Next() (transfer.Frame, error) {
-	for len(f.frames) == 0 {
-		if len(f.rest) == 0 {
-			return transfer.Frame{}, io.EOF
-		}
-		s := f.rest[0]
-		part, next := f.loan.piece(s.Blocks, f.from, f.reader)
-		if f.from = next; part == (blockmap.Bitmap{}) {
-			f.rest, f.from = f.rest[1:], 0
-			continue
-		}
-		var err error
-		if f.frames, err = f.reader.Read(f.ctx, s.donor.m, s.Leaf, part); err != nil {
-			return transfer.Frame{}, err
-		}
+	x, err := f.next()
+	if err == nil {
 		f.beat()
 	}
-	x := f.frames[0]
-	f.frames = f.frames[1:]
-	return transfer.Frame(x), nil
+	return x, err
 }
 
 // Close implements transfer.Frames.
 func (f *lentFrames) Close() error {
-	f.reader.Close()
-	f.loan.giveBack()
+	f.close()
 	return nil
 }

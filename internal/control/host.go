@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -383,7 +384,7 @@ func (s *versionSource) Nodes(ctx context.Context, at []snapferry.Position, fn f
 }
 
 func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (transfer.Frames, error) {
-	f := &versionFrames{ctx: ctx, source: s, want: want, release: func() {}, loan: loan{memory: s.region.memory}}
+	f := &versionFrames{source: s, release: func() {}}
 	if s.unpinned != "" {
 		// A stream of blocks may last long.
 		_, release, err := s.region.reading(ctx, s.version)
@@ -392,100 +393,35 @@ func (s *versionSource) Blocks(ctx context.Context, want []transfer.Want) (trans
 		}
 		f.release = release
 	}
-	f.reader = s.region.vault.NewFrameReader()
+	parts := make([]mapPart, len(want))
+	for i, w := range want {
+		parts[i] = mapPart{s.m, w}
+	}
+	f.blockStream = s.region.newBlockStream(ctx, parts)
 	return f, nil
 }
 
-// versionFrames streams blocks. It lives as long as the request it answers,
-// whose context it keeps.
+// versionFrames streams blocks of a version.
 type versionFrames struct {
-	ctx     context.Context
+	blockStream
 	source  *versionSource
 	release func()
-	reader  *vault.FrameReader
-	want    []transfer.Want
-	from    int // byte of the first want's bitmap that comes next
-	frames  []vault.Frame
 	bytes   int64 // sent
-	loan    loan
 }
 
-// A loan is what a stream of blocks has of the region's memory.
-type loan struct {
-	memory *transfer.Memory
-	bytes  int64
-}
-
-const (
-	// quarter is the bytes of a bitmap that stand for a quarter of a leaf.
-	quarter = 8
-	// pieceBytes is the most that is read for one of them, with what lies between.
-	pieceBytes = 10 * snapferry.BlockSize
-)
-
-// piece takes memory for what is read next of the blocks of a leaf, from a byte of the
-// bitmap on, and returns that, and where it ends: with a quarter of the leaf, or before
-// when the region's memory has no room for it. Eight blocks are read whatever there
-// is. It returns none when none is left.
-func (l *loan) piece(want blockmap.Bitmap, from int, reader *vault.FrameReader) (part blockmap.Bitmap, next int) {
-	for from < len(want) && want[from] == 0 {
-		from++
-	}
-	if from == len(want) {
-		return part, from
-	}
-	n := l.borrow(quarter-from%quarter, reader)
-	copy(part[from:], want[from:from+n])
-	return part, from + n
-}
-
-// borrow takes memory for some bytes of a bitmap, at most rest, and returns how many.
-func (l *loan) borrow(rest int, reader *vault.FrameReader) int {
-	l.giveBack()
-	for n := rest; n > 1; n = min(n-1, 2) {
-		if bytes := int64(n * pieceBytes); l.memory.Lend(bytes) {
-			l.bytes = bytes
-			return n
-		}
-	}
-	reader.Shrink(2 * pieceBytes)
-	return 1
-}
-
-func (l *loan) giveBack() {
-	if l.bytes > 0 {
-		l.memory.Return(l.bytes)
-		l.bytes = 0
-	}
-}
-
+// Next implements transfer.Frames.
 func (f *versionFrames) Next() (transfer.Frame, error) {
-	for len(f.frames) == 0 {
-		if len(f.want) == 0 {
-			return transfer.Frame{}, io.EOF
-		}
-		w := f.want[0]
-		part, next := f.loan.piece(w.Blocks, f.from, f.reader)
-		if f.from = next; part == (blockmap.Bitmap{}) {
-			f.want, f.from = f.want[1:], 0
-			continue
-		}
-		var err error
-		if f.frames, err = f.reader.Read(f.ctx, f.source.m, w.Leaf, part); err != nil {
-			return transfer.Frame{}, f.source.because(f.ctx, err)
-		}
+	x, err := f.next()
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = f.source.because(f.ctx, err)
 	}
-	x := f.frames[0]
-	f.frames = f.frames[1:]
 	f.bytes += int64(len(x.Payload))
-	return transfer.Frame(x), nil
+	return x, err
 }
 
+// Close implements transfer.Frames.
 func (f *versionFrames) Close() error {
-	if f.reader != nil {
-		f.reader.Close()
-		f.reader, f.frames = nil, nil
-		f.loan.giveBack()
+	if f.close() {
 		f.source.sent(f.bytes, 1)
 		f.release()
 	}

@@ -86,7 +86,7 @@ func (r *Region) beginImport(ctx context.Context, account snapferry.AccountID, r
 	if err := snapferry.CheckSize(req.Disk.Size()); err != nil {
 		return meta.Snapshot{}, err
 	}
-	chain, err := r.chainFor(ctx, account, req.Sealing)
+	chain, err := r.chainOfLineage(ctx, account, req.Volume, req.Sealing)
 	if err != nil {
 		return meta.Snapshot{}, err
 	}
@@ -148,7 +148,8 @@ func checkNoHead(tx *meta.Tx, vol meta.Volume) error {
 		WithHint("import under another name, or take a snapshot of it with: snapferry snapshot create %s", vol.ID)
 }
 
-// localVolume returns the account's lineage of a name, made in a chain when it is new.
+// localVolume returns the account's lineage of a name, made in a chain when it is new:
+// see chainOfLineage. One that was there before stays.
 func (r *Region) localVolume(tx *meta.Tx, account snapferry.AccountID, name string, chain meta.Chain, s Sealing) (meta.Volume, error) {
 	vol, err := tx.VolumeByName(account, name)
 	if err == nil {

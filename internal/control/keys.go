@@ -88,6 +88,31 @@ func (r *Region) chainFor(ctx context.Context, account snapferry.AccountID, s Se
 	return r.newChain(ctx, account, k, sealed)
 }
 
+// wanted returns the key that is asked for by name; empty when none is.
+func (r *Region) wanted(ctx context.Context, account snapferry.AccountID, s Sealing) (snapferry.KeyID, error) {
+	if s.Key == "" {
+		return "", nil
+	}
+	k, _, err := r.keyFor(ctx, account, s)
+	return k.ID, err
+}
+
+// chainOfLineage returns the chain of a lineage by its name: one that is made as a caller
+// wants it when there is none yet, else only with the key that is asked for.
+func (r *Region) chainOfLineage(ctx context.Context, account snapferry.AccountID, name string, s Sealing) (c meta.Chain, err error) {
+	err = r.db.View(ctx, func(tx *meta.Tx) error {
+		_, err := tx.VolumeByName(account, name)
+		return err
+	})
+	if snapferry.IsKind(err, snapferry.NotFound) {
+		return r.chainFor(ctx, account, s)
+	}
+	if err == nil {
+		c.Key, err = r.wanted(ctx, account, s)
+	}
+	return c, err
+}
+
 // fits refuses a request for a key of something that has another one; want is the
 // key that a new lineage would get.
 func (s Sealing) fits(what string, have, want snapferry.KeyID) error {
@@ -130,8 +155,9 @@ func (r *Region) copyKey(ctx context.Context, account snapferry.AccountID, s Sea
 	return k, false, nil
 }
 
-// copyChains are chains that copies may need, by the source's chain: made, and their
-// keys tried, before the metadata is written. Those that are there already are tried.
+// copyChains are chains that copies need, by the source's chain: made, and their keys
+// tried, before the metadata is written. Of those that are there already only the key is
+// named, which is tried.
 func (r *Region) copyChains(ctx context.Context, account snapferry.AccountID, from snapferry.RegionName, k snapferry.Key, sealed bool, ds []transfer.Description) (map[snapferry.ChainID]meta.Chain, error) {
 	chains := map[snapferry.ChainID]meta.Chain{}
 	for _, d := range ds {
@@ -142,12 +168,15 @@ func (r *Region) copyChains(ctx context.Context, account snapferry.AccountID, fr
 		if err != nil {
 			return nil, err
 		}
-		if found && sealed {
-			if err := r.keys.Try(ctx, there); err != nil {
-				return nil, err
+		if found {
+			if sealed {
+				if err := r.keys.Try(ctx, there); err != nil {
+					return nil, err
+				}
 			}
+			chains[d.Chain] = meta.Chain{Key: k.ID}
+			continue
 		}
-		// One that is there may be gone when the copy is admitted.
 		c, err := r.newChain(ctx, account, k, sealed)
 		if err != nil {
 			return nil, err

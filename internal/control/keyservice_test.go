@@ -5,6 +5,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 type keyService struct {
 	mu    sync.Mutex
 	spoil func(ctx context.Context, key []byte) error // nil: it is well; guarded by mu
+	made  atomic.Int32                                // data keys
 }
 
 func (s *keyService) set(spoil func(ctx context.Context, key []byte) error) {
@@ -47,6 +49,7 @@ func (*keyService) master() *seal.MasterKey {
 }
 
 func (s *keyService) NewDataKey(ctx context.Context, _ string, dst []byte, c seal.Context) (plain, wrapped []byte, err error) {
+	s.made.Add(1)
 	plain = append(dst, simtest.Content(time.Now().Nanosecond())[:seal.KeySize]...)
 	if wrapped, err = s.master().Wrap(nil, plain[len(dst):], 1, c); err != nil {
 		return nil, nil, err
@@ -71,6 +74,52 @@ func (s *keyService) Describe(ctx context.Context, key string) (kms.Description,
 }
 
 func (s *keyService) Health(ctx context.Context) error { return s.answer(ctx, nil) }
+
+// TestDataKeysAreForChains counts the data keys that are made: one for each chain, and none
+// for what goes to one that is there. What an account wants of new lineages keeps
+// nothing from those that it has.
+func TestDataKeysAreForChains(t *testing.T) {
+	service := &keyService{}
+	a := &alone{Region: simtest.NewRegion(t, simtest.Options{Jobs: true, KeyServices: map[string]kms.Driver{"service": service}}), t: t}
+	a.at = a.Account("a")
+	for _, alias := range []string{"one", "two"} {
+		if _, err := a.Control.CreateKey(t.Context(), a.at, control.KeyRequest{Alias: alias, Driver: "service", External: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service.made.Store(0) // keys are tried when they are created
+	d := firstDisk()
+	plain := a.imported("plain", d)
+	if _, err := a.Control.SetEncryptByDefault(t.Context(), a.at, true, "one"); err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, n int32) {
+		t.Helper()
+		if got := service.made.Load(); got != n {
+			t.Errorf("%s: %d data keys, want %d", what, got, n)
+		}
+	}
+	a.imported("sealed", d)
+	a.imported("sealed", d)
+	a.imported("plain", d)
+	want("two lineages, of which one is encrypted", 1)
+	for range 2 {
+		s, err := a.Control.Copy(t.Context(), a.at, control.CopyRequest{From: a.Name, Source: plain.ID, Sealing: control.Sealing{Key: "two"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.ready(s.ID, d)
+	}
+	want("and copies of one under another key", 2)
+	if _, err := a.Control.ChangeKey(t.Context(), a.at, "one", control.KeyDisable); err != nil {
+		t.Fatal(err)
+	}
+	a.imported("plain", d)
+	_, err := a.Control.Import(t.Context(), a.at, control.ImportRequest{Volume: "new", Disk: d, Close: func() {}})
+	wantKind(t, "a new lineage while the default key is disabled", err, snapferry.KeyUnusable)
+	_, err = a.Control.Import(t.Context(), a.at, control.ImportRequest{Volume: "plain", Sealing: control.Sealing{Key: "two"}, Disk: d, Close: func() {}})
+	wantKind(t, "another key than the lineage has", err, snapferry.Conflict)
+}
 
 // TestKeyServiceMeanwhile lets something happen to the key service of a destination
 // while a copy runs: the copy waits for the end of what may have one, and fails for the

@@ -159,13 +159,9 @@ func (r *Region) createOver(ctx context.Context, account snapferry.AccountID, q 
 	if err != nil {
 		return err
 	}
-	want := snapferry.KeyID("")
-	if q.Key != "" {
-		k, _, err := r.keyFor(ctx, account, q.Sealing)
-		if err != nil {
-			return err
-		}
-		want = k.ID
+	want, err := r.wanted(ctx, account, q.Sealing)
+	if err != nil {
+		return err
 	}
 	if err := q.fits("snapshot "+string(s.ID), s.Key, want); err != nil {
 		return err
