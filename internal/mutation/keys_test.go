@@ -83,6 +83,10 @@ var keysList = []mutation{
 		edits: []edit{{vault + "/chain.go", "err == nil && have > least {", "err == nil && have > least && highest == 0 {"}},
 	},
 	{
+		name: "a merge brings back an older wrapped key", pkg: "cmd/snapferry", test: "TestScripts/recover_keys",
+		edits: []edit{{recovery + "/keys.go", "generation(wrapped) > generation(c.WrappedKey)", "len(wrapped) > 0"}},
+	},
+	{
 		name: "who looked just before a block came fetches it again", pkg: "internal/head", test: "TestFetchOnce",
 		edits: []edit{{headFetch, "have < snapferry.BlockSize {\n\t\treturn false", "have <= snapferry.BlockSize {\n\t\treturn false"}},
 	},

@@ -248,25 +248,19 @@ func (r *run) putChains(tx *meta.Tx) error {
 		account, _, created := r.accountOf(id)
 		row := meta.Chain{ID: id, Account: account, Algorithm: digest.SHA256, Created: created}
 		if c := r.chains[id].object; c != nil {
-			row.WrappedKey, row.OriginRegion, row.OriginChain = c.WrappedKey, c.OriginRegion, c.OriginChain
+			row.OriginRegion, row.OriginChain = c.OriginRegion, c.OriginChain
 		}
 		if account != "" {
 			rows[id] = row
 		}
 	}
-	if r.who.dump != nil {
-		for _, c := range r.who.dump.Chains {
-			rows[c.ID] = meta.Chain{
-				ID: c.ID, Account: c.Account, Algorithm: c.Algorithm, WrappedKey: c.WrappedKey,
-				OriginRegion: c.OriginRegion, OriginChain: c.OriginChain, Created: c.Created,
-			}
-		}
-	}
+	maps.Copy(rows, r.keys.dumped)
 	if r.old != nil {
 		maps.Copy(rows, r.old.chains)
 	}
 	for _, id := range sortedChains(rows) {
 		row := rows[id]
+		row.WrappedKey = r.keyOf(id).WrappedKey
 		proven, walked := r.proven[id]
 		row.Proven = proven || !walked // without a version there is nothing to prove
 		if err := tx.PutChain(row); err != nil {

@@ -17,7 +17,8 @@ type keys struct {
 	store  *keystore.Store
 	number uint64 // of the keyring
 	sealed []byte
-	shut   map[snapferry.ChainID]bool // cannot be opened; not written after openKeys
+	shut   map[snapferry.ChainID]bool // cannot be opened; not written after openKeys, like what follows
+	dumped map[snapferry.ChainID]meta.Chain
 }
 
 // openSealed gives metadata that is there the key of what is sealed in it.
@@ -52,7 +53,15 @@ func (r *run) sealWith(db *meta.DB, lookup []byte) error {
 // openKeys reads the newest keyring that can be read, of the bucket and of metadata
 // that is merged, and tries the data key of each chain.
 func (r *run) openKeys(ctx context.Context) error {
-	r.keys = &keys{shut: map[snapferry.ChainID]bool{}}
+	r.keys = &keys{shut: map[snapferry.ChainID]bool{}, dumped: map[snapferry.ChainID]meta.Chain{}}
+	if r.who.dump != nil {
+		for _, c := range r.who.dump.Chains {
+			r.keys.dumped[c.ID] = meta.Chain{
+				ID: c.ID, Account: c.Account, Algorithm: c.Algorithm, WrappedKey: c.WrappedKey,
+				OriginRegion: c.OriginRegion, OriginChain: c.OriginChain, Created: c.Created,
+			}
+		}
+	}
 	ring := &record.Keyring{Region: r.Region, ID: r.ID}
 	if r.RegionKey != nil {
 		k, err := seal.NewKeyringKey(r.RegionKey)
@@ -65,7 +74,7 @@ func (r *run) openKeys(ctx context.Context) error {
 	} else if len(r.names.keyring) > 0 {
 		r.findings.note("", snapferry.VersionID{}, "the keyring was not used: there is no key of the region")
 	}
-	r.keys.store = keystore.Offline(keystore.Config{Region: r.Region, ID: r.ID, Drivers: r.Drivers, Log: slog.New(slog.DiscardHandler)}, ring, r.storedChain)
+	r.keys.store = keystore.Offline(keystore.Config{Region: r.Region, ID: r.ID, Drivers: r.Drivers, Log: slog.New(slog.DiscardHandler)}, ring, func(_ context.Context, id snapferry.ChainID) (meta.Chain, error) { return r.keyOf(id), nil })
 	for _, id := range sortedChains(r.chains) {
 		err := r.keys.store.Try(ctx, id)
 		switch snapferry.KindOf(err) {
@@ -117,25 +126,40 @@ func (r *run) readKeyring(ctx context.Context, s record.Sealer, none *record.Key
 	return best, nil
 }
 
-// storedChain is what is known of a chain before the new metadata is built.
-func (r *run) storedChain(_ context.Context, id snapferry.ChainID) (meta.Chain, error) {
-	c := r.chains[id]
-	if c != nil && c.object != nil {
-		return meta.Chain{ID: id, Account: c.object.Account, WrappedKey: c.object.WrappedKey}, nil
-	}
-	if r.who.dump != nil {
-		for _, x := range r.who.dump.Chains {
-			if x.ID == id {
-				return meta.Chain{ID: id, Account: x.Account, WrappedKey: x.WrappedKey}, nil
-			}
+// keyOf is what is known of a chain's account and data key.
+func (r *run) keyOf(id snapferry.ChainID) meta.Chain {
+	c := meta.Chain{ID: id}
+	newest := func(account snapferry.AccountID, wrapped []byte) {
+		if c.Account == "" || generation(wrapped) > generation(c.WrappedKey) {
+			c.Account, c.WrappedKey = account, wrapped
 		}
+	}
+	if x := r.chains[id]; x != nil && x.object != nil {
+		newest(x.object.Account, x.object.WrappedKey)
+	}
+	if x, ok := r.keys.dumped[id]; ok {
+		newest(x.Account, x.WrappedKey)
 	}
 	if r.old != nil {
-		if row, ok := r.old.chains[id]; ok {
-			return row, nil
+		if x, ok := r.old.chains[id]; ok {
+			newest(x.Account, x.WrappedKey)
 		}
 	}
-	return meta.Chain{ID: id}, nil
+	return c
+}
+
+// generation is that of the master key that a data key is wrapped with; 0 for none, and
+// for what cannot be read. The newest of what tells of a data key is true, whoever tells:
+// a rotation forgets the generations before it.
+func generation(wrapped []byte) uint32 {
+	if wrapped == nil {
+		return 0
+	}
+	w, err := seal.DecodeWrapped(wrapped)
+	if err != nil {
+		return 0
+	}
+	return w.Generation
 }
 
 // decodeRecord reads a version record. Its private part stays closed if its chain
