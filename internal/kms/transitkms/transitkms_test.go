@@ -321,6 +321,7 @@ func TestRotateOnce(t *testing.T) {
 			t.Errorf("%s: %d versions, %v, want %d", what, n, err, c.want)
 		}
 	}
+	e.make("a")
 	f.Spoil(1, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	err := d.Rotate(t.Context(), "a")
 	want(t, "a connection that broke", err, snapferry.Unavailable)
