@@ -126,6 +126,7 @@ func TestDataKeysAreForChains(t *testing.T) {
 // reason of what has none. Then all is as ever.
 func TestKeyServiceMeanwhile(t *testing.T) {
 	t.Parallel()
+	const keyTTL = 100 * time.Millisecond
 	unavailable := func(what string) func(context.Context, []byte) error {
 		return func(context.Context, []byte) error { return snapferry.Errorf(snapferry.Unavailable, "%s", what) }
 	}
@@ -155,7 +156,8 @@ func TestKeyServiceMeanwhile(t *testing.T) {
 			s := &keyService{}
 			w := newWorldWith(t, func(o *simtest.Options) {
 				o.KeyServices = map[string]kms.Driver{"service": s}
-				o.Keys = kms.Config{TTL: time.Millisecond, Grace: time.Millisecond, Timeout: 100 * time.Millisecond}
+				// Long enough for a busy machine to use a key within it.
+				o.Keys = kms.Config{TTL: keyTTL, Grace: time.Millisecond, Timeout: 100 * time.Millisecond}
 			})
 			if _, err := w.west.Control.CreateKey(t.Context(), w.atWest, control.KeyRequest{Alias: "one", Driver: "service", External: "one"}); err != nil {
 				t.Fatal(err)
@@ -170,7 +172,7 @@ func TestKeyServiceMeanwhile(t *testing.T) {
 			if err == nil || snapferry.KindOf(err) == snapferry.Internal {
 				t.Errorf("another copy: got %v", err)
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(2 * keyTTL)
 			close(open)
 			if c.fails {
 				now := w.settled(w.west, w.atWest, x.ID)
